@@ -20,8 +20,10 @@ def new_vae(channels=(16, 32, 64, 128), latent=12, seed=0) -> AutoencoderKL:
     "An untrained AutoencoderKL for 64 px images and 8 x 8 latents."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'vae init'))
-        return AutoencoderKL(3, 3, ['DownEncoderBlock2D']*len(channels), ['UpDecoderBlock2D']*len(channels), channels, 1, latent_channels=latent, norm_num_groups=8,
+        vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*len(channels), ['UpDecoderBlock2D']*len(channels), channels, 1, latent_channels=latent, norm_num_groups=4,
                              sample_size=64, mid_block_add_attention=False, scaling_factor=1.).to(memory_format=torch.channels_last)
+        with torch.no_grad(): vae.quant_conv.weight[latent:] *= .1; vae.quant_conv.bias[latent:] = -6.
+        return vae
 
 def to_float(images: np.ndarray|torch.Tensor) -> torch.Tensor:
     "uint8 [n, h, w, 3] to float [n, 3, h, w] in [-1, 1], the range of Stable Diffusion's VAE."
@@ -38,7 +40,7 @@ def vae_loss(vae: AutoencoderKL, x: torch.Tensor, g: torch.Generator, beta=3e-6)
     z = q.mean + q.std*torch.randn(q.mean.shape, generator=g)
     e = vae.decode(z).sample - x
     grad = (e[..., 1:, :] - e[..., :-1, :]).abs().mean() + (e[..., 1:] - e[..., :-1]).abs().mean()
-    return dict(rec=e.pow(2).mean() + .5*e.abs().mean(), grad=.5*grad, kl=beta*q.kl().mean())
+    return dict(rec=e.pow(2).mean() + .5*e.abs().mean(), grad=.15*grad, kl=beta*q.kl().mean())
 
 def train_vae(images: np.ndarray, recipe: Recipe, path: Path|None=None, until=None, seed=0) -> tuple[AutoencoderKL, list]:
     "Train (or go on training) the VAE on uint8 [n, 64, 64, 3]."
@@ -46,7 +48,7 @@ def train_vae(images: np.ndarray, recipe: Recipe, path: Path|None=None, until=No
     def loss(step):
         g = generator(seed, 'vae', step); i = torch.randint(len(images), (recipe.batch,), generator=g)
         return vae_loss(vae, to_float(images[i.numpy()]).contiguous(memory_format=torch.channels_last), g)
-    log, ema = fit(dict(vae.named_parameters()), loss, recipe, path, every=250, key=f'vae {len(images)} {seed}', desc='VAE', until=until)
+    log, ema = fit(dict(vae.named_parameters()), loss, recipe, path, every=500, key=f'vae {len(images)} {seed}', desc='VAE', until=until)
     if ema: vae.load_state_dict(ema)
     return vae.eval(), log
 
@@ -71,7 +73,7 @@ def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch=256) -> torch.Tens
     return torch.cat([vae.decode(encode_mean(vae, images[i:i+batch])).sample for i in range(0, len(images), batch)])
 
 # %% ../../nbs/mini/01_vae.ipynb #c012
-VAE_RECIPE = Recipe(steps=3400, lr=2.5e-3, batch=16, warmup=50, flat=.3, weight_decay=0., ema=.995)
+VAE_RECIPE = Recipe(steps=6000, lr=6e-4, batch=8, warmup=50, flat=.4, weight_decay=0., beta2=.99, ema=.995)
 def main(until=None):
     "Train the released VAE into the cache folder."
     im, _ = training_pool()
