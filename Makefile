@@ -1,0 +1,72 @@
+# Two commands do everything: `make reproduce` and `make test`. Both make what they need first. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+STUDY        ?= studies/reproduce.yaml
+TEST_WORKERS ?= 2
+EXECUTE      ?= 1
+PYTHON       ?=
+
+PY        := .venv/bin/python
+VENV_DONE := .venv/.complete
+NODE_DONE := node_modules/.package-lock.json
+# The real Quarto where there is one, else the stand-in (last on the path).
+WITH_QUARTO := PATH="$(CURDIR)/.venv/bin:$$PATH:$(CURDIR)/tools/bin"
+
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+# An environment that was made elsewhere (a moved or copied clone) is made anew.
+ifneq ($(shell cat $(VENV_DONE) 2>/dev/null),$(CURDIR))
+.PHONY: $(VENV_DONE)
+endif
+
+.PHONY: help reproduce test docs readme lab mini check clean-notebooks lock venv images clean
+
+help:  ## this list
+	@echo 'openworld_forget: what does customizing a generative image model break, and how do you stop it?'; echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
+	@echo; echo 'Settings: STUDY=$(STUDY)  TEST_WORKERS=$(TEST_WORKERS)  EXECUTE=$(EXECUTE)  PYTHON=/path/to/python3.11'
+
+reproduce: $(VENV_DONE) $(NODE_DONE)  ## run the study (STUDY=file.yaml) and write its report to outputs/
+	@$(PY) -m openworld_forget.study $(STUDY)
+
+test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: without running notebooks)
+	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute)
+
+readme: $(VENV_DONE)  ## write README.md from nbs/index.ipynb
+	@$(PY) tools/build_docs.py --readme-only
+
+lab: $(VENV_DONE) $(NODE_DONE)  ## open the notebooks in JupyterLab
+	@$(PY) -m jupyter lab --notebook-dir . nbs
+
+mini: $(VENV_DONE) $(NODE_DONE)  ## train the mini world again (hours; resumes where it was stopped)
+	@set -e; for m in vae clip denoiser card; do echo "== mini: $$m"; $(PY) -c "from openworld_forget.mini.$$m import main; main()"; done
+
+clean-notebooks: $(VENV_DONE)  ## strip what a run leaves in the notebooks
+	@.venv/bin/nbdev_clean
+
+check: $(VENV_DONE)  ## export and clean the notebooks; fail if that changes a checked-in file
+	@.venv/bin/nbdev_export && .venv/bin/nbdev_clean && git diff --exit-code && echo 'Notebooks are exported and clean.'
+
+lock: $(VENV_DONE)  ## resolve requirements.in into requirements.txt
+	@$(PY) tools/lock.py
+
+venv: $(VENV_DONE)  ## make the Python environment, .venv
+images: $(NODE_DONE)  ## fetch the drawings, node_modules
+
+clean:  ## remove what was made: environment, drawings, site, caches (outputs/ stays)
+	@rm -rf .venv node_modules _docs _proc .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+# ---------------------------------------------------------------------------------------------------------------------
+$(VENV_DONE): requirements.txt settings.ini setup.py
+	@tools/make_venv.sh $(PYTHON)
+
+$(NODE_DONE): package.json package-lock.json | $(if $(shell command -v npm),,$(VENV_DONE))
+	@tools/make_images.sh

@@ -1,0 +1,38 @@
+"""What every test stands on: no network, results in a folder of this run, a process left as it was found."""
+import os, socket, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.chdir(ROOT)
+for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
+                        JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name, value)
+
+@pytest.fixture(scope='session', autouse=True)
+def own_outputs(tmp_path_factory):
+    "Results of tests go to one folder per run, shared by the workers: a test never passes thanks to what lies in outputs/."
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+    with pytest.MonkeyPatch.context() as m:
+        if 'OWF_OUTPUTS' not in os.environ: m.setenv('OWF_OUTPUTS', str(shared/'outputs'))
+        yield
+
+@pytest.fixture(scope='session', autouse=True)
+def no_network():
+    "Connections leave this machine in no test."
+    connect = socket.socket.connect
+    def local_only(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ('127.0.0.1', '::1', 'localhost'): raise OSError(f'tests have no network: {address}')
+        return connect(self, address)
+    with pytest.MonkeyPatch.context() as m: m.setattr(socket.socket, 'connect', local_only); yield
+
+@pytest.fixture(autouse=True)
+def same_process():
+    "Undo what running a notebook changes for its neighbours: folder, environment, import path, main module, figures."
+    cwd, env, path, main = os.getcwd(), dict(os.environ), list(sys.path), sys.modules['__main__']
+    yield
+    os.chdir(cwd); sys.path[:] = path; sys.modules['__main__'] = main
+    for k in set(os.environ) - set(env): del os.environ[k]
+    os.environ.update(env)
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')

@@ -1,0 +1,16 @@
+"""Run every notebook of nbs/ as a case of its own, by nbdev's rules (tst_flags, `#| eval: false`, skip_exec).
+
+The templates in nbs/reports need parameters and inputs: they are run through papermill by the tests of the study.
+"""
+import pytest
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.test import test_nb as run_notebook
+
+CFG = get_config()
+NOTEBOOKS = {p.relative_to(CFG.nbs_path).with_suffix('').as_posix(): p for p in sorted(nbglob(CFG.nbs_path, as_path=True))}
+
+@pytest.mark.parametrize('name', [n for n in NOTEBOOKS if not n.startswith('reports/')])
+def test_notebook(name, capsys):
+    ok, _ = run_notebook(NOTEBOOKS[name], skip_flags=CFG.tst_flags.split(), basepath=str(CFG.config_path))
+    if not ok: pytest.fail(capsys.readouterr().err, pytrace=False)

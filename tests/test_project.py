@@ -1,0 +1,142 @@
+"What holds for the project as a whole: notebooks and generated files agree, nothing names a machine, nothing draws from global randomness."
+import ast, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+SKIP = {'.git', '.venv', 'node_modules', 'outputs', '_docs', '_proc', '__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.ruff_cache', '.hypothesis', 'runinfo', '.cache'}
+BINARY = {'.png', '.jpg', '.pdf', '.safetensors', '.parquet', '.npy', '.ico', '.woff2'}
+
+def files(*suffixes, under='.'):
+    "The project's own files, with or without git."
+    for d, sub, names in os.walk(ROOT/under):
+        sub[:] = sorted(s for s in sub if s not in SKIP and not s.endswith('.egg-info'))
+        yield from (Path(d)/n for n in sorted(names) if not suffixes or n.endswith(suffixes))
+
+def show(path): return path.relative_to(ROOT).as_posix()
+def notebook(path): return json.loads(path.read_text(encoding='utf-8'))
+def source(cell): return ''.join(cell['source'])
+
+NOTEBOOKS = {show(p): p for p in files('.ipynb', under='nbs')}
+MODULES = {show(p): p for p in files('.py', under='openworld_forget') if p.name not in ('__init__.py', '_modidx.py')}
+
+@pytest.fixture
+def copy(tmp_path):
+    "The notebooks and their configuration in a folder of its own, without the exported package."
+    def ignore(d, names): return [n for n in names if n in SKIP or n.endswith(('.safetensors', '.csv'))]
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=ignore)
+    for n in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'): shutil.copy2(ROOT/n, tmp_path/n)
+    return tmp_path
+
+def python(code, cwd, **env):
+    "Run code in a fresh interpreter; nbdev stays silent and does nothing under IN_TEST."
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'HOME': str(cwd), 'JUPYTER_DATA_DIR': str(cwd/'.jupyter')} | env
+    r = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stdout + r.stderr
+
+# ---------------------------------------------------------------- notebooks and what is made from them
+def test_exported_and_clean(copy):
+    "`nbdev_export` and `nbdev_clean` on a copy give what is checked in: same files, same bytes."
+    python('from nbdev.doclinks import nbdev_export as e; from nbdev.clean import nbdev_clean as c; e.__wrapped__(); c.__wrapped__()', copy)
+    def tree(root, under, suffix): return {p.relative_to(root).as_posix(): p.read_text(encoding='utf-8') for p in (root/under).rglob(f'*{suffix}') if not SKIP & set(p.parts[len(root.parts):])}
+    for under, suffix in (('openworld_forget', '.py'), ('nbs', '.ipynb'), ('.', 'pyproject.toml')):
+        have, want = tree(ROOT, under, suffix), tree(copy, under, suffix)
+        wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+        assert not wrong, f'not exported or not clean: {wrong}. Run nbdev_export and nbdev_clean; delete modules that no notebook exports.'
+
+@pytest.mark.skipif('nbs/index.ipynb' not in NOTEBOOKS, reason='no index notebook yet')
+def test_readme_is_current(copy):
+    "README.md is what nbs/index.ipynb gives."
+    shutil.copytree(ROOT/'openworld_forget', copy/'openworld_forget', ignore=shutil.ignore_patterns('__pycache__'))
+    python(f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); import build_docs; build_docs.main(["--readme-only"])', copy, PYTHONPATH=str(copy))
+    assert (copy/'README.md').read_text(encoding='utf-8') == (ROOT/'README.md').read_text(encoding='utf-8'), 'README.md is not up to date. Run `make readme`.'
+    for p in (copy/'index_files').glob('*'): assert (ROOT/'index_files'/p.name).read_bytes() == p.read_bytes(), f'index_files/{p.name} is not up to date. Run `make readme`.'
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_notebook_form(name):
+    "Title and one-line quote first; imports apart from what is slow; report templates have one parameters cell."
+    cells = notebook(NOTEBOOKS[name])['cells']
+    assert cells[0]['cell_type'] == 'markdown', 'the first cell is the title'
+    assert re.match(r'# \S.*\n\n> \S.*(\n\n|$)', source(cells[0])), 'the first cell is `# Title`, an empty line, `> one line that says what it is`'
+    code = [c for c in cells if c['cell_type'] == 'code']
+    assert not [c for c in code if any(o['output_type'] == 'error' for o in c['outputs'])], 'a stored output is an error'
+    if '/reports/' in name: assert sum('parameters' in c['metadata'].get('tags', []) for c in code) == 1, 'a template has exactly one cell tagged `parameters`'
+
+def test_ruff():
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+
+# ---------------------------------------------------------------- nothing of one machine
+REGISTRIES = ['pypi' + '.org', 'pythonhosted' + '.org', 'registry.npmjs' + '.org', 'registry.yarnpkg' + '.com', 'deb.debian' + '.org', 'download.pytorch' + '.org', 'conda' + '.anaconda.org']
+FOLDERS = ['/' + f + '/' for f in ('home/[a-z]', 'root', 'work', 'Users/[A-Za-z]', 'mnt', 'opt')]
+
+def test_no_machine_in_files():
+    "No path of one machine and no registry's address in any file."
+    pattern = re.compile('|'.join([re.escape(r) for r in REGISTRIES] + [rf'(?<![\w.}}>/]){f}' for f in FOLDERS]))
+    found = []
+    for p in files():
+        if p.suffix in BINARY: continue
+        for i, line in enumerate(p.read_text(encoding='utf-8').splitlines(), 1):
+            if m := pattern.search(line): found.append(f'{show(p)}:{i}: {m[0]}')
+    assert not found, '\n'.join(found)
+
+def test_locks():
+    "package-lock.json has versions and hashes but no addresses; requirements.txt pins everything that requirements.in and settings.ini ask for."
+    lock = json.loads((ROOT/'package-lock.json').read_text())
+    packages = {k: v for k, v in lock['packages'].items() if k}
+    assert packages and all(v['version'] and v['integrity'].startswith('sha512-') and 'resolved' not in v for v in packages.values())
+    def pins(name): return dict(re.findall(r'^([\w.-]+)==(\S+)$', (ROOT/name).read_text().lower().replace('_', '-'), re.M))
+    top, full = pins('requirements.in'), pins('requirements.txt')
+    assert {k: full.get(k) for k in top} == top, 'requirements.txt was not made from requirements.in. Run `make lock`.'
+    assert not [line for line in (ROOT/'requirements.txt').read_text().splitlines() if line.strip() and not re.match(r'#|[\w.-]+==[\w.]+$', line)]
+    from nbdev.config import get_config
+    assert not [r for r in (get_config().requirements + ' ' + get_config().dev_requirements).split() if re.split('[=<>]', r)[0].replace('_', '-').lower() not in full]
+
+# ---------------------------------------------------------------- nothing random by accident, nothing that can run code from a file
+DRAWS = {'rand', 'randn', 'randint', 'randperm', 'normal', 'bernoulli', 'multinomial', 'poisson'}          # torch.f(..., generator=g)
+LIKE = {'rand_like', 'randn_like', 'randint_like'}                                                         # take no generator at all
+INPLACE = {'normal_', 'uniform_', 'random_', 'bernoulli_', 'exponential_', 'log_normal_', 'cauchy_'}        # tensor.f(..., generator=g)
+NUMPY_OK = {'default_rng', 'Generator', 'SeedSequence', 'PCG64', 'Philox', 'BitGenerator'}
+
+class Problems(ast.NodeVisitor):
+    "Calls that draw from or set the global random state outside `torch.random.fork_rng`, and calls that unpickle."
+    def __init__(self): self.found, self.forked = [], 0
+    def say(self, node, what): self.found.append(f'line {node.lineno}: {what}')
+
+    def visit_With(self, node):
+        fork = any('fork_rng' in ast.unparse(i.context_expr) for i in node.items)
+        self.forked += fork; self.generic_visit(node); self.forked -= fork
+
+    def visit_Call(self, node):
+        name = ast.unparse(node.func); head, _, last = name.rpartition('.'); kw = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if not self.forked:
+            if head == 'torch' and (last in LIKE or last in DRAWS and kw.get('generator', 'None') == 'None'): self.say(node, f'{name} without a generator')
+            if head and last in INPLACE and kw.get('generator', 'None') == 'None': self.say(node, f'.{last} without a generator')
+            if last == 'sample' and head.endswith('latent_dist') and not node.args and 'generator' not in kw: self.say(node, f'{name} without a generator')
+            if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or last == 'default_rng' and not node.args): self.say(node, f'{name} is global or unseeded')
+            if head == 'random' or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'): self.say(node, f'{name} touches the global state')
+        if name in ('torch.load',) and kw.get('weights_only') != 'True': self.say(node, 'torch.load without weights_only=True')
+        if head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads') or kw.get('allow_pickle') == 'True': self.say(node, f'{name} can run code from a file')
+        if last == 'from_pretrained' and kw.get('use_safetensors') == 'False': self.say(node, f'{name} falls back to pickles')
+        self.generic_visit(node)
+
+def problems(text):
+    v = Problems(); v.visit(ast.parse(text)); return v.found
+
+@pytest.mark.parametrize('name', MODULES)
+def test_no_global_random_state_no_pickles(name):
+    assert not (found := problems(MODULES[name].read_text(encoding='utf-8'))), '\n'.join(found)
+
+@pytest.mark.parametrize('bad', ['torch.randn(3)', 'torch.randn_like(x)', 'x.normal_()', 'torch.randint(0, 9, (2,), generator=None)', 'np.random.randn(3)', 'np.random.default_rng()', 'random.random()',
+                                 'torch.manual_seed(0)', 'vae.encode(x).latent_dist.sample()', 'torch.load(f)', 'pickle.load(f)', 'np.load(f, allow_pickle=True)', 'Net.from_pretrained(d, use_safetensors=False)'])
+def test_the_check_finds(bad):
+    assert len(problems(bad)) == 1
+
+def test_the_check_allows():
+    assert not problems('''
+torch.randn(3, generator=g); x.normal_(generator=g); np.random.default_rng(0); vae.encode(x).latent_dist.sample(g); torch.load(f, weights_only=True); g.random()
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(0); torch.randn(3)
+''')

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Make or bring up to date .venv from requirements.txt; writes .venv/.complete last. Called by make; $1 may name a Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+here=$PWD
+say() { echo "== environment: $*"; }
+fail() { printf 'make: %s\n' "$@" >&2; exit 1; }
+good='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
+
+rm -f .venv/.complete
+made_in=$(sed -n 's/^VIRTUAL_ENV="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' .venv/bin/activate 2>/dev/null || true)
+if [ "$made_in" != "$here/.venv" ] || ! .venv/bin/python -c "$good" 2>/dev/null || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    python=
+    for p in ${1:-python3.11 python3.12 python3.13 python3}; do
+        if "$p" -c "$good" 2>/dev/null; then python=$p; break; fi
+    done
+    [ -n "$python" ] || fail "no Python >= 3.11 with the modules venv and ensurepip was found${1:+ ($1 is none)}." \
+        'Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv), or name it: make PYTHON=/path/to/python3.11 ...'
+    say "new .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv || fail 'the environment could not be made; the reason stands above.'
+fi
+
+again='pip says above why. Mend that (network? disk full?) and give the same command again: it goes on from here.'
+say "$(grep -c == requirements.txt) packages of requirements.txt (about 2 GB; 2 to 5 minutes the first time)"
+pip=(.venv/bin/python -m pip)
+"${pip[@]}" install --no-deps -r requirements.txt | sed '/^Requirement already/d' || fail 'the packages could not be installed.' "$again"
+"${pip[@]}" install --quiet --no-deps --no-build-isolation -e . || fail 'this package could not be installed.' "$again"
+if ! "${pip[@]}" check >/dev/null; then
+    say "adding what this machine's builds ask for"          # a GPU build of torch brings its libraries; macOS has two small extras
+    "${pip[@]}" install -r requirements.txt | sed '/^Requirement already/d' || fail 'the packages could not be completed.' "$again"
+    "${pip[@]}" check || fail 'the environment does not fit together (above). Is requirements.txt the one of this revision?'
+fi
+printf '%s' "$here" > .venv/.complete
+say 'ready'
