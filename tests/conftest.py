@@ -3,11 +3,15 @@ import os, socket, sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
                         JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name, value)
+
+settings.register_profile('same examples every time', derandomize=True, deadline=None, database=None)
+settings.load_profile('same examples every time')
 
 @pytest.fixture(scope='session', autouse=True)
 def own_outputs(tmp_path_factory):

@@ -56,11 +56,14 @@ def test_readme_is_current(copy):
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
 def test_notebook_form(name):
-    "Title and one-line quote first; imports apart from what is slow; report templates have one parameters cell."
-    cells = notebook(NOTEBOOKS[name])['cells']
-    assert cells[0]['cell_type'] == 'markdown', 'the first cell is the title'
-    assert re.match(r'# \S.*\n\n> \S.*(\n\n|$)', source(cells[0])), 'the first cell is `# Title`, an empty line, `> one line that says what it is`'
-    code = [c for c in cells if c['cell_type'] == 'code']
+    "Title and one-line quote first; imports in cells of their own; a report template has one parameters cell."
+    cells = notebook(NOTEBOOKS[name])['cells']; code = [c for c in cells if c['cell_type'] == 'code']
+    form = re.fullmatch(r'# \S.*\n\n> \S.*', source(cells[0]).strip())
+    assert cells[0]['cell_type'] == 'markdown' and form, 'the first cell is `# Title`, an empty line, `> one line`, and no more: nbdev turns it into front matter and drops the rest'
+    for c in code:      # building the docs executes every cell with an import
+        if re.search(r'^#\|\s*(export|exporti|exports|eval: false)\b', source(c), re.M) or source(c).startswith('%%'): continue
+        kinds = {isinstance(s, ast.Import | ast.ImportFrom) for s in ast.parse(re.sub(r'^[%!].*', '', source(c), flags=re.M)).body}
+        assert len(kinds) < 2, f'imports belong in a cell of their own:\n{source(c)[:200]}'
     assert not [c for c in code if any(o['output_type'] == 'error' for o in c['outputs'])], 'a stored output is an error'
     if '/reports/' in name: assert sum('parameters' in c['metadata'].get('tags', []) for c in code) == 1, 'a template has exactly one cell tagged `parameters`'
 
@@ -112,13 +115,13 @@ class Problems(ast.NodeVisitor):
     def visit_Call(self, node):
         name = ast.unparse(node.func); head, _, last = name.rpartition('.'); kw = {k.arg: ast.unparse(k.value) for k in node.keywords}
         if not self.forked:
-            if head == 'torch' and (last in LIKE or last in DRAWS and kw.get('generator', 'None') == 'None'): self.say(node, f'{name} without a generator')
+            if head == 'torch' and (last in LIKE or (last in DRAWS and kw.get('generator', 'None') == 'None')): self.say(node, f'{name} without a generator')
             if head and last in INPLACE and kw.get('generator', 'None') == 'None': self.say(node, f'.{last} without a generator')
             if last == 'sample' and head.endswith('latent_dist') and not node.args and 'generator' not in kw: self.say(node, f'{name} without a generator')
-            if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or last == 'default_rng' and not node.args): self.say(node, f'{name} is global or unseeded')
+            if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or (last == 'default_rng' and not node.args)): self.say(node, f'{name} is global or unseeded')
             if head == 'random' or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'): self.say(node, f'{name} touches the global state')
-        if name in ('torch.load',) and kw.get('weights_only') != 'True': self.say(node, 'torch.load without weights_only=True')
-        if head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads') or kw.get('allow_pickle') == 'True': self.say(node, f'{name} can run code from a file')
+        if name == 'torch.load' and kw.get('weights_only') != 'True': self.say(node, 'torch.load without weights_only=True')
+        if (head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads')) or kw.get('allow_pickle') == 'True': self.say(node, f'{name} can run code from a file')
         if last == 'from_pretrained' and kw.get('use_safetensors') == 'False': self.say(node, f'{name} falls back to pickles')
         self.generic_visit(node)
 

@@ -83,7 +83,7 @@ def train_denoiser(
     return unet.eval().requires_grad_(False), text.eval().requires_grad_(False), log
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c012
-DENOISER_RECIPE = Recipe(steps=4400, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
+DENOISER_RECIPE = Recipe(steps=4200, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
 
 def training_latents(vae: AutoencoderKL, variants=32) -> tuple[torch.Tensor, list[dict]]:
     "Posterior means (fp16, [n, 12, 8, 8]) of the training pool, cached on disk by the VAE's content, and their facts."
