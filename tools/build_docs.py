@@ -3,7 +3,7 @@
 nbdev does what it always does (module index, show_doc, doc links, `#|` directives, sidebar). Where the real `quarto` is missing,
 tools/bin/quarto stands in for the last step: smalldocs renders the site, nbconvert the README.
 """
-import argparse, os, re, shutil, subprocess, sys, tempfile, warnings
+import argparse, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import nbformat, yaml
@@ -120,17 +120,17 @@ def execute(nbs, home):
 
 def site(root, run=False):
     "Build the site in a copy of the project, then put it into the project's _docs."
+    from nbdev.config import get_config
     sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory() as t:
         t = Path(shutil.copytree(root, Path(t)/'project', ignore=shutil.ignore_patterns(*GONE, '*.safetensors')))
         (t/'README.md').touch()                              # `make readme` makes it, not this
-        os.environ.setdefault('OWF_HOME', str(root)); os.chdir(t)
+        os.environ.setdefault('OWF_HOME', str(root)); os.chdir(t); get_config.cache_clear()      # from here on nbdev sees the copy
         if run: execute(t/'nbs', root)
         from nbdev.quarto import nbdev_docs
-        nbdev_docs.__wrapped__(n_workers=2)
-        from nbdev.config import get_config
-        out = Path(root)/get_config().doc_path.name
-        shutil.rmtree(out, ignore_errors=True); shutil.move(get_config().doc_path, out)
+        nbdev_docs.__wrapped__(n_workers=0)        # one process: what notebooks import is imported once
+        made = Path(get_config().doc_path).resolve(); out = Path(root)/made.name; os.chdir(root)
+        shutil.rmtree(out, ignore_errors=True); shutil.move(made, out)
     print(f'The documentation is in {out.relative_to(root)}/index.html')
 
 def main(argv=None):
@@ -148,7 +148,6 @@ def main(argv=None):
         return
     if not shutil.which('quarto'): os.environ['PATH'] += os.pathsep + str(Path(__file__).resolve().parent/'bin')
     if a.katex: os.environ['OWF_KATEX'] = str(Path(a.katex).resolve())
-    with warnings.catch_warnings():
-        site(cfg.config_path, a.execute)
+    site(cfg.config_path, a.execute)
 
 if __name__ == '__main__': main()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DENOISER_RECIPE', 'new_unet', 'new_scheduler', 'draw_caption', 'concept_weights', 'min_snr', 'train_denoiser',
-           'training_latents', 'half_world', 'main']
+           'training_latents', 'main']
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c002
 import shutil
@@ -16,11 +16,11 @@ from ..train import Recipe, fit
 from ..worlds import World, save_world, spec_of
 from .images import BENCHMARKS, caption, splits, training_pool
 from .text import new_text_encoder, new_tokenizer
-from .vae import encode_mean
+from .vae import whitened
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c003
-def new_unet(channels=(64, 128), latent=12, width=128, seed=0) -> UNet2DConditionModel:
-    "An untrained UNet for latents [n, 12, 8, 8] and text states of width 128."
+def new_unet(channels=(64, 128), latent=16, width=128, seed=0) -> UNet2DConditionModel:
+    "An untrained UNet for latents [n, 16, 8, 8] and text states of width 128."
     n = len(channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'unet init'))
@@ -55,7 +55,7 @@ def min_snr(scheduler: DDPMScheduler, t: torch.Tensor, gamma=5.) -> torch.Tensor
     return snr.clamp(max=gamma)/snr
 
 def train_denoiser(
-    latents: torch.Tensor,      # [n, 12, 8, 8], unit variance
+    latents: torch.Tensor,      # [n, 16, 8, 8], unit variance
     facts: list[dict],          # concept, style, color of each
     recipe: Recipe,
     path: Path|None=None,       # checkpoint
@@ -83,26 +83,19 @@ def train_denoiser(
     return unet.eval().requires_grad_(False), text.eval().requires_grad_(False), log
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c012
-DENOISER_RECIPE = Recipe(steps=4200, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
+DENOISER_RECIPE = Recipe(steps=3900, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
 
-def training_latents(vae: AutoencoderKL, variants=32) -> tuple[torch.Tensor, list[dict]]:
-    "Posterior means (fp16, [n, 12, 8, 8]) of the training pool, cached on disk by the VAE's content, and their facts."
-    im, facts = training_pool(variants); f = outputs()/'cache/mini'/f'latents-{content_key(dict(vae.state_dict()), variants)}.safetensors'
-    if not f.exists(): save_tensors(f, {'z': torch.cat([encode_mean(vae, im[i:i+2048]).half() for i in range(0, len(im), 2048)])})
+def training_latents(variants=32) -> tuple[torch.Tensor, list[dict]]:
+    "Latents (fp16, [n, 16, 8, 8]) of the training pool by the encoder's formula, cached on disk, and their facts."
+    im, facts = training_pool(variants); pc = load_tensors(outputs()/'cache/mini/principal.safetensors')[0]; f = outputs()/'cache/mini'/f'latents-{content_key(pc, variants)}.safetensors'
+    if not f.exists(): save_tensors(f, {'z': whitened(im, pc).half()})
     return load_tensors(f)[0]['z'], facts
 
-def half_world(world: World) -> World:
-    "Round the weights to fp16 in place: what is saved is what was measured."
-    for m in (world.text_encoder, world.vae, world.unet):
-        for p in m.parameters(): p.data = p.data.half().float()
-    return world.but()
-
-def main(until=None):
-    "Train the released denoiser and write the world's folder `weights/mini` in fp16."
+def main(until=None, assemble=True):
+    "Train the released denoiser; write the world's folder `weights/mini` in fp16."
     from openworld_forget.core import root
-    vae = AutoencoderKL.from_pretrained(outputs()/'cache/mini/vae').eval().requires_grad_(False)
-    z, facts = training_latents(vae)
+    z, facts = training_latents()
     unet, text, log = train_denoiser(z, facts, DENOISER_RECIPE, outputs()/'cache/mini/denoiser.ckpt.safetensors', until)
+    vae = AutoencoderKL.from_pretrained(outputs()/'cache/mini/vae').eval().requires_grad_(False)
     w = World(spec_of('mini'), new_tokenizer(), text, vae, unet, new_scheduler()); folder = root()/'weights/mini'
-    shutil.rmtree(folder, ignore_errors=True)
-    save_world(w.but(text_encoder=text.half(), vae=vae.half(), unet=unet.half()), folder)
+    shutil.rmtree(folder, ignore_errors=True); save_world(w.but(text_encoder=text.half(), vae=vae.half(), unet=unet.half()), folder)
