@@ -5,6 +5,7 @@ SHELL := /bin/bash
 STUDY        ?= studies/reproduce.yaml
 TEST_WORKERS ?= 2
 EXECUTE      ?= 1
+KATEX        ?=
 PYTHON       ?=
 
 PY        := .venv/bin/python
@@ -37,8 +38,8 @@ reproduce: $(VENV_DONE) $(NODE_DONE)  ## run the study (STUDY=file.yaml) and wri
 test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
 
-docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: without running notebooks)
-	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute)
+docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: runs no notebook; KATEX=folder: maths offline)
+	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex $(KATEX))
 
 readme: $(VENV_DONE)  ## write README.md from nbs/index.ipynb
 	@$(PY) tools/build_docs.py --readme-only

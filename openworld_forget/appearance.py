@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TERMS', 'NAMER', 'CHROMA', 'BANDWIDTH', 'GRID', 'PROTOTYPES', 'GROUND', 'DISTANCES', 'COLUMNS', 'color_space',
            'head_terms', 'survey', 'name_colors', 'naming_table', 'name_histogram', 'check_histograms', 'cdi',
-           'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'check_sets', 'cdi_table', 'check_features',
-           'unit', 'mmd2', 'kid', 'diversity', 'vendi', 'paired_distance', 'kid_rows', 'feature_table']
+           'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'check_sets', 'cdi_table', 'mmd2', 'kid',
+           'diversity', 'vendi', 'paired_distance', 'kid_rows', 'feature_table']
 
 # %% ../nbs/10_appearance.ipynb #c002
 import re, warnings
@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 from scipy.sparse import block_diag
 from torchmetrics.image.kid import KernelInceptionDistance
 from .core import ForgetError, choose, rng, seed_for
-from .judges import check_images
+from .judges import check_features, check_images, unit
 
 # %% ../nbs/10_appearance.ipynb #c005
 TERMS = ['black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow']   # Berlin & Kay's eleven
@@ -206,18 +206,6 @@ def cdi_table(
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/10_appearance.ipynb #c037
-def check_features(f, what='features') -> np.ndarray:
-    "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
-    f = np.asarray(f.detach().cpu() if isinstance(f, torch.Tensor) else f, float)
-    if f.ndim != 2 or not f.size: raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. Make them with `Judge.embed`; an empty set has none.')
-    if not np.isfinite(f).all(): raise ForgetError(f'{what}: there are NaN or infinite values. Check the images and the judge.')
-    if not np.linalg.norm(f, axis=1).all(): raise ForgetError(f'{what}: a feature vector is zero, its cosine is undefined. Check the judge.')
-    return f
-
-def unit(f, what='features') -> np.ndarray:
-    "Features of length 1, float64 [n, d]."
-    f = check_features(f, what); return f/np.linalg.norm(f, axis=1, keepdims=True)
-
 def _pairs(W, K):
     "Weighted mean of K over pairs i != j, for each row of W; NaN where a draw holds one image only."
     w = 1 - (W*W).sum(1); return np.divide(((W@K)*W).sum(1) - (W*W)@np.diag(K), w, out=np.full(len(W), np.nan), where=w > 1e-9)
@@ -235,7 +223,7 @@ def _torchmetrics_kid(x, y, subsets, subset_size, seed):
         m.update(torch.from_numpy(x), real=True); m.update(torch.from_numpy(y), real=False); return [v.item() for v in m.compute()]
 
 def kid(
-    base, adapted,                # features [n, d], [m, d]
+    base, adapted,                # features [n, d], [m, d] of independent images: not of the same seeds
     *,
     subsets: int=100,
     subset_size: int|None=None,   # images per subset; None: min(50, n // 2)
@@ -268,13 +256,14 @@ def paired_distance(f_base, f_adapted) -> np.ndarray:
     if a.shape != b.shape: raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
     return np.maximum(((a-b)**2).sum(1)/2, 0)      # = 1 - cosine for unit vectors, and exactly 0 for equal ones
 
-# %% ../nbs/10_appearance.ipynb #c043
-def kid_rows(base: dict, adapted: dict, floor: dict|None, network: str, seed: int, draws: int) -> pd.DataFrame:
-    "Rows `kid` and `kid_std` of all prompts pooled; the bootstrap stays within prompts."
-    x, y = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted)); k = kid(x, y, seed=seed)
-    W = np.concatenate([resample(len(base[p]), draws, seed, 'kid', p)*len(base[p])/len(x) for p in base], 1); v = mmd2(W, W, x, y); v += k['value'] - v[0]
-    f = kid(x, np.concatenate([check_features(floor[p]) for p in base]), seed=seed) if floor is not None else dict(value=np.nan, std=np.nan)
-    return pd.DataFrame([('kid', '(pooled)', k['value'], k['n'], *interval(v, k['n']), f['value'], network), ('kid_std', '(pooled)', k['std'], k['n'], np.nan, np.nan, f['std'], network)], columns=COLUMNS)
+# %% ../nbs/10_appearance.ipynb #c045
+def kid_rows(base: dict, adapted: dict, other: dict, network: str, seed: int, draws: int) -> pd.DataFrame:
+    "Rows `kid`, `kid_std`, `kid_change` of all prompts pooled, against the base world's `other` seeds; the bootstrap stays within prompts."
+    b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other)); k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
+    W, V = (np.concatenate([resample(len(s[p]), draws, seed, 'kid', p, key)*len(s[p])/len(x) for p in base], 1) for s, x, key in ((other, o, 'other'), (base, b, 'base')))
+    v, u = mmd2(W, V, o, a), mmd2(W, V, o, b); d = v - u; v += k['value'] - v[0]; d += k['value'] - f['value'] - d[0]
+    return pd.DataFrame([('kid', '(pooled)', v[0], k['n'], *interval(v, k['n']), f['value'], network), ('kid_std', '(pooled)', k['std'], k['n'], np.nan, np.nan, f['std'], network),
+                         ('kid_change', '(pooled)', d[0], k['n'], *interval(d, k['n']), 0., network)], columns=COLUMNS)
 
 def feature_table(
     base: dict, adapted: dict,       # prompt -> features [n, d] of one judge, in the order of the seeds
@@ -283,11 +272,12 @@ def feature_table(
     network: str,                    # the judge's name
     seed: int=0, draws: int=1000,    # of the bootstrap over images
 ) -> pd.DataFrame:
-    "KID, same-seed distance and variety, as `rows`; base and adapted share their seeds."
+    "Same-seed distance and variety per prompt, mean and worst, and with a `floor` set KID; base and adapted share their seeds."
     check_sets(base, adapted, floor); n = {p: len(base[p]) for p in base}; W = {p: resample(n[p], draws, seed, 'features', p) for p in base}
     per = lambda f: {p: f(p) for p in base}; low = dict(worst='min', network=network)
     fl = lambda f: per(lambda p: float(f(p))) if floor is not None else None
-    out = [kid_rows(base, adapted, floor, network, seed, draws), rows('distance_paired', per(lambda p: W[p]@paired_distance(base[p], adapted[p])), n, fl(lambda p: paired_distance(base[p], floor[p]).mean()), network, bounds=(0, 2))]
+    out = [kid_rows(base, adapted, floor, network, seed, draws)] if floor is not None else []
+    out += [rows('distance_paired', per(lambda p: W[p]@paired_distance(base[p], adapted[p])), n, fl(lambda p: paired_distance(base[p], floor[p]).mean()), network, bounds=(0, 2))]
     for name, f, top in (('diversity', diversity, 2.), ('vendi', vendi, np.inf)):
         b, a = per(lambda p: f(base[p], W[p])), per(lambda p: f(adapted[p], W[p]))
         out += [rows(f'{name}_base', b, n, bounds=(0, top), **low), rows(name, a, n, bounds=(0, top), **low), rows(f'{name}_change', per(lambda p: a[p]-b[p]), n, fl(lambda p: f(floor[p]) - f(base[p])), **low)]

@@ -9,8 +9,8 @@ __all__ = ['strip_token', 'image_alignment', 'real_ceiling', 'text_alignment', '
 import re
 import numpy as np, pandas as pd
 from .core import ForgetError
-from .judges import check_images
-from .appearance import COLUMNS, check_features, interval, resample, rows, unit
+from .judges import check_images, unit
+from .appearance import COLUMNS, interval, resample, rows
 
 # %% ../nbs/11_fidelity.ipynb #c005
 def strip_token(prompt: str, token: str) -> str:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLIP_STATS', 'IMAGENET_STATS', 'check_images', 'resize_crop', 'Judge', 'clip_judge', 'efficientnet_judge',
-           'dino_judge', 'feature_judge', 'judges_of']
+           'dino_judge', 'feature_judge', 'judges_of', 'check_features', 'unit']
 
 # %% ../nbs/09_judges.ipynb #c002
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.utils import cached_file
 from .core import ForgetError, check_finite, choose, content_key, root
@@ -161,3 +161,16 @@ def feature_judge(name: str) -> Judge:
 def judges_of(spec: WorldSpec) -> dict[str, Judge]:
     "A world's judges: `clip` (images and text) and `features` (images)."
     return dict(clip=clip_judge(spec.clip, spec.clip_revision), features=feature_judge(spec.features))
+
+# %% ../nbs/09_judges.ipynb #c024
+def check_features(f, what='features') -> np.ndarray:
+    "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
+    f = np.asarray(f.detach().cpu() if isinstance(f, torch.Tensor) else f, float)
+    if f.ndim != 2 or not f.size: raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. Make them with `Judge.embed`; an empty set has none.')
+    if not np.isfinite(f).all(): raise ForgetError(f'{what}: there are NaN or infinite values. Check the images and the judge.')
+    if not np.linalg.norm(f, axis=1).all(): raise ForgetError(f'{what}: a feature vector is zero, its cosine is undefined. Check the judge.')
+    return f
+
+def unit(f, what='features') -> np.ndarray:
+    "Features of length 1, float64 [n, d]."
+    f = check_features(f, what); return f/np.linalg.norm(f, axis=1, keepdims=True)

@@ -103,13 +103,14 @@ def paired_bootstrap(
     labels, base_pred, adapted_pred,
     groups=None, n: int=2000, seed: int=0, *,
     C: int|None=None,              # number of classes; None: one more than the largest number seen
-    level: float=.95, kind: str='percentile',
+    level: float=.95, kind: str|None=None,   # None: 'basic' for worst class drops, else 'percentile'
 ) -> tuple:
     "Interval (low, high) of a paired statistic; arrays for a statistic per class."
     labels, base, adapted = checked(C, labels, base_pred, adapted_pred); C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')]
-    return interval(f(labels, base, adapted, C, resample_weights(labels, groups, n, seed)), f(labels, base, adapted, C), level, kind)
+    return interval(f(labels, base, adapted, C, resample_weights(labels, groups, n, seed)), f(labels, base, adapted, C), level, kind or _kind(f))
 
+def _kind(f, after=None) -> str: return 'basic' if after or f is STATS['worst_class_drop'] else 'percentile'
 def _over_concepts(f, labels, base, adapted, C, after, w=None, v=None):
     "`after` the (weighted, v [B, K]) mean over concepts of f: a value, or [B] of them."
     x = np.stack([f(labels, base, a, C, w) for a in adapted]); x = x.mean(0) if v is None else np.einsum('bk,kb...->b...', v, x)
@@ -120,13 +121,13 @@ def hierarchical_bootstrap(
     adapted_pred,                  # [K, N]: one row per concept (customized model)
     groups=None, n: int=2000, seed: int=0, *,
     after=None,                    # applied to the mean over concepts, e.g. the maximum over classes of `class_drop`
-    C: int|None=None, level: float=.95, kind: str='percentile',
+    C: int|None=None, level: float=.95, kind: str|None=None,   # None: 'basic' for maxima (worst class drops, `after`), else 'percentile'
 ) -> tuple:
     "Interval (low, high) of the mean over concepts, drawing concepts and, identically for all of them, images."
     labels, base, adapted = checked(C, labels, base_pred, np.atleast_2d(adapted_pred)); C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f, K = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], len(adapted)
     v = rng(seed, 'bootstrap concepts').multinomial(K, np.full(K, 1/K), size=n)/K
-    return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind)
+    return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind or _kind(f, after))
 
 # %% ../nbs/08_semantic.ipynb #c015
 def measures(labels, base, adapted, C: int) -> dict:
@@ -178,7 +179,7 @@ def drift_table(
     rows, drop, low = [], class_drop(y, b, a, C), (lambda stat: stat(y, b, f[0], C) if f else np.nan)
     for k, stat in STATS.items():
         v = stat(y, b, a, C); worst = k == 'worst_class_drop'
-        rows.append(_row(k, v, len(y), interval(stat(y, b, a, C, W), v, kind='basic' if worst else 'percentile'), np.nan if k == 'base_accuracy' else low(stat), str(classes[int(np.nanargmax(drop))]) if worst else ''))
+        rows.append(_row(k, v, len(y), interval(stat(y, b, a, C, W), v, kind=_kind(stat)), np.nan if k == 'base_accuracy' else low(stat), str(classes[int(np.nanargmax(drop))]) if worst else ''))
     t, (lo, hi), fl = class_tests(y, classes, b, a, groups), interval(class_drop(y, b, a, C, W), drop), np.broadcast_to(low(class_drop), (C,))
     rows += [_row('class_drop', drop[c], t.n[c], (lo[c], hi[c]), fl[c], str(classes[c])) for c in range(C) if t.n[c]] + [_row('p_holm', t.p_holm[c], t.n[c], cls=str(classes[c])) for c in range(C) if t.n[c]]
     return pd.DataFrame(rows)
@@ -191,10 +192,10 @@ def concept_table(
 ) -> pd.DataFrame:
     "Semantic drift over K concepts: means with hierarchical intervals, worst class drop in both orders; n counts images."
     C = len(classes); y, b, a = checked(C, labels, base_pred, np.atleast_2d(adapted_pred)); f = None if floor_pred is None else checked(C, y, np.atleast_2d(floor_pred))[1]
-    specs = {k: (STATS[k], None, 'percentile') for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
-    specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None, 'basic'), worst_class_drop_max_of_mean=(class_drop, _worst, 'basic'))
+    specs = {k: (STATS[k], None) for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
+    specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
-    rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C, kind=kind), np.nan if f is None else at(s, after, f)) for k, (s, after, kind) in specs.items()]
+    rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C), np.nan if f is None else at(s, after, f)) for k, (s, after) in specs.items()]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
 # %% ../nbs/08_semantic.ipynb #c024

@@ -60,7 +60,8 @@ def stage(cache, cfg):
     "Give each page the name nbdev's doc links use (00_core.ipynb -> core.ipynb) and drop the keys only Quarto reads."
     names = {}
     for p in sorted(cache.rglob('*.ipynb')):
-        out = front_matter(nbformat.read(p, 4)).get('output-file')
+        nb = nbformat.read(p, 4); out = front_matter(nb).get('output-file')
+        if out: nb.cells[0].source = re.sub(r'^output-file:.*\n', '', nb.cells[0].source, flags=re.M); nbformat.write(nb, p)
         if out and Path(out).stem != p.stem:
             q = p.with_name(Path(out).with_suffix('.ipynb').name); p.rename(q)
             names[p.relative_to(cache).as_posix()] = q.relative_to(cache).as_posix()
@@ -126,10 +127,12 @@ def site(root, run=False):
         t = Path(shutil.copytree(root, Path(t)/'project', ignore=shutil.ignore_patterns(*GONE, '*.safetensors')))
         (t/'README.md').touch()                              # `make readme` makes it, not this
         os.environ.setdefault('OWF_HOME', str(root)); os.chdir(t); get_config.cache_clear()      # from here on nbdev sees the copy
-        if run: execute(t/'nbs', root)
-        from nbdev.quarto import nbdev_docs
-        nbdev_docs.__wrapped__(n_workers=0)        # one process: what notebooks import is imported once
-        made = Path(get_config().doc_path).resolve(); out = Path(root)/made.name; os.chdir(root)
+        try:
+            if run: execute(t/'nbs', root)
+            from nbdev.quarto import nbdev_docs
+            nbdev_docs.__wrapped__(n_workers=0)              # one process: what notebooks import is imported once
+            made = Path(get_config().doc_path).resolve(); out = Path(root)/made.name
+        finally: os.chdir(root)
         shutil.rmtree(out, ignore_errors=True); shutil.move(made, out)
     print(f'The documentation is in {out.relative_to(root)}/index.html')
 
