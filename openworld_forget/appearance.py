@@ -8,7 +8,7 @@ __all__ = ['TERMS', 'NAMER', 'CHROMA', 'BANDWIDTH', 'GRID', 'PROTOTYPES', 'GROUN
            'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'check_sets', 'cdi_table', 'mmd2', 'kid',
            'diversity', 'vendi', 'paired_distance', 'kid_rows', 'feature_table']
 
-# %% ../nbs/10_appearance.ipynb #c002
+# %% ../nbs/10_appearance.ipynb #c003
 import re, warnings
 from functools import lru_cache
 from itertools import product
@@ -20,7 +20,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from .core import ForgetError, choose, rng, seed_for
 from .judges import check_features, check_images, unit
 
-# %% ../nbs/10_appearance.ipynb #c005
+# %% ../nbs/10_appearance.ipynb #c007
 TERMS = ['black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow']   # Berlin & Kay's eleven
 NAMER = 'xkcd-names'     # printed beside every number that rests on the naming below
 CHROMA = 2.              # weight of Oklab's a and b against L
@@ -48,7 +48,7 @@ def survey() -> tuple[np.ndarray, np.ndarray]:
 
 PROTOTYPES = np.array([to_rgb(XKCD_COLORS[f'xkcd:{t}']) for t in TERMS])   # the survey's colour of each bare term, sRGB in [0, 1]
 
-# %% ../nbs/10_appearance.ipynb #c008
+# %% ../nbs/10_appearance.ipynb #c010
 def name_colors(
     rgb,                         # sRGB in [0, 1], [m, 3]
     bandwidth: float=BANDWIDTH,
@@ -62,7 +62,7 @@ def name_colors(
         out[i:i+chunk] = np.exp(-(d - d.min(1, keepdims=True))/(2*bandwidth**2)) @ (w/w.sum(0))
     return out/out.sum(1, keepdims=True)
 
-# %% ../nbs/10_appearance.ipynb #c012
+# %% ../nbs/10_appearance.ipynb #c014
 @lru_cache
 def naming_table(bandwidth: float=BANDWIDTH) -> np.ndarray:
     "`name_colors` at the nodes of the grid, [GRID^3, 11]; the red index varies slowest."
@@ -83,7 +83,7 @@ def name_histogram(
         mass = np.bincount(np.concatenate(at), np.concatenate(share), GRID**3); k = np.flatnonzero(mass); out[i] = mass[k] @ table[k]
     return out/out.sum(1, keepdims=True)
 
-# %% ../nbs/10_appearance.ipynb #c017
+# %% ../nbs/10_appearance.ipynb #c019
 GROUND = np.linalg.norm(color_space(PROTOTYPES)[:, None] - color_space(PROTOTYPES), axis=-1)   # [11, 11], distances between the terms' prototypes
 
 def check_histograms(h, what='histograms') -> np.ndarray:
@@ -129,7 +129,7 @@ def transport_plan(h_base, h_adapted) -> pd.DataFrame:
     if p.ndim != 1 or q.ndim != 1: raise ForgetError(f'A transport plan is between two histograms [11], got {list(p.shape)} and {list(q.shape)}. Average over images first.')
     return pd.DataFrame(_plans(p[None], q[None])[0], index=pd.Index(TERMS, name='from'), columns=pd.Index(TERMS, name='to'))
 
-# %% ../nbs/10_appearance.ipynb #c020
+# %% ../nbs/10_appearance.ipynb #c022
 def color_drift(
     base: torch.Tensor, adapted: torch.Tensor,   # images of one prompt, as in `check_images`
     distance: str='tv',
@@ -140,7 +140,7 @@ def color_drift(
     if paired and len(a) != len(b): raise ForgetError(f'Paired sets must be of equal size, got {len(a)} and {len(b)}. Generate the same seeds, or pass paired=False.')
     return dict(cdi=cdi(a.mean(0), b.mean(0), distance), paired=float(np.mean(cdi(a, b, distance))) if paired else np.nan, n=len(b))
 
-# %% ../nbs/10_appearance.ipynb #c027
+# %% ../nbs/10_appearance.ipynb #c029
 COLUMNS = ['measure', 'prompt', 'value', 'n', 'low', 'high', 'floor', 'network']
 
 def resample(
@@ -178,7 +178,7 @@ def rows(
     out = [(p, V[i], n[p], f[i]) for i, p in enumerate(draws)] + [('(mean)', V.mean(0), sum(n[p] for p in draws), f.mean()), ('(worst)', end(V, 0), n[list(draws)[k]], end(f))]
     return pd.DataFrame([(measure, p, float(v[0]), m, *interval(v, min(n[p] for p in draws) if p == '(mean)' else m, bounds), float(g), network) for p, v, m, g in out], columns=COLUMNS)
 
-# %% ../nbs/10_appearance.ipynb #c031
+# %% ../nbs/10_appearance.ipynb #c033
 def check_sets(base: dict, adapted: dict, floor: dict|None=None, paired: bool=True):
     "Same prompts everywhere, equal sizes where images are paired, a floor of the adapted set's size; else a `ForgetError`."
     if not base: raise ForgetError('No prompts: the sets are empty. Generate images first.')
@@ -205,7 +205,7 @@ def cdi_table(
     if paired: out.append(rows(f'cdi_{distance}_paired', {p: W[p]@d(h[0][p], h[1][p]) for p in base}, n, {p: d(h[0][p], h[2][p]).mean() for p in base} if floor is not None else None, NAMER, bounds=(0, hi)))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/10_appearance.ipynb #c037
+# %% ../nbs/10_appearance.ipynb #c039
 def _pairs(W, K):
     "Weighted mean of K over pairs i != j, for each row of W; NaN where a draw holds one image only."
     w = 1 - (W*W).sum(1); return np.divide(((W@K)*W).sum(1) - (W*W)@np.diag(K), w, out=np.full(len(W), np.nan), where=w > 1e-9)
@@ -236,7 +236,7 @@ def kid(
     if not 2 <= size < n: raise ForgetError(f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images' + (' (at least 4).' if subset_size is None else ' or lower it.'))
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
 
-# %% ../nbs/10_appearance.ipynb #c040
+# %% ../nbs/10_appearance.ipynb #c042
 def diversity(f, W=None):
     "Mean pairwise cosine distance of features [n, d] within a set; with weights [draws, n] one per draw."
     u = unit(f); W_ = np.full((1, len(u)), 1/len(u)) if W is None else W
@@ -256,7 +256,7 @@ def paired_distance(f_base, f_adapted) -> np.ndarray:
     if a.shape != b.shape: raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
     return np.maximum(((a-b)**2).sum(1)/2, 0)      # = 1 - cosine for unit vectors, and exactly 0 for equal ones
 
-# %% ../nbs/10_appearance.ipynb #c045
+# %% ../nbs/10_appearance.ipynb #c047
 def kid_rows(base: dict, adapted: dict, other: dict, network: str, seed: int, draws: int) -> pd.DataFrame:
     "Rows `kid`, `kid_std`, `kid_change` of all prompts pooled, against the base world's `other` seeds; the bootstrap stays within prompts."
     b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other)); k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)

@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'spread', 'NoisePlan', 'encode_classes', 'errors', 'Stages', 'Protocol', 'Scores', 'survivors',
            'classify', 'merge_scores', 'save_scores', 'load_scores']
 
-# %% ../nbs/07_classify.ipynb #c002
+# %% ../nbs/07_classify.ipynb #c003
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from tqdm.auto import tqdm
 from .core import ForgetError, Record, choose, load_tensors, noise, save_tensors
 
-# %% ../nbs/07_classify.ipynb #c005
+# %% ../nbs/07_classify.ipynb #c006
 @lru_cache(maxsize=64)
 def spread(k: int) -> tuple[int, ...]:
     "A permutation of range(k) whose every beginning covers the range evenly: centred van der Corput sequence in base 3."
@@ -66,7 +66,7 @@ class NoisePlan(Record):
         if self.per_image and images is None: raise ForgetError('A plan with per_image noise needs the keys of the images, one for each of `steps`.')
         return noise(world.latent_shape, self.seed, 'classify', list(zip(keys, images, strict=True)) if self.per_image else keys)
 
-# %% ../nbs/07_classify.ipynb #c009
+# %% ../nbs/07_classify.ipynb #c010
 def _check(world, latents, prompts, loss):
     choose(loss, ['l1', 'l2'], 'loss')
     if isinstance(prompts, str) or not len(prompts): raise ForgetError('prompts must be a list with one prompt per class, and is empty or a single text.')
@@ -129,7 +129,7 @@ def errors(
     if not torch.isfinite(out[mask][:, pos]).all(): raise ForgetError(f'World {world.label!r} predicts non-finite noise. Its training diverged, or its dtype {world.dtype} overflows: use float32 or bfloat16.')
     return out
 
-# %% ../nbs/07_classify.ipynb #c016
+# %% ../nbs/07_classify.ipynb #c017
 class Stages(Record):
     "How many steps each stage reaches and which classes survive it."
     steps: tuple[int, ...] = (4, 12)                     # steps of the plan seen at the end of each stage, increasing
@@ -204,7 +204,7 @@ def classify(
         if i < len(ends) - 1: alive = torch.where(undecided.any(1, keepdim=True), survivors(err[..., :end], alive, stages, i), alive)
     return Scores(err, err.double().nanmean(-1).masked_fill(~alive, torch.inf).argmin(1), alive, forwards)
 
-# %% ../nbs/07_classify.ipynb #c028
+# %% ../nbs/07_classify.ipynb #c029
 def merge_scores(parts: list[Scores]) -> Scores:
     "Scores of consecutive ranges of images as one."
     if not parts or len({tuple(p.errors.shape[1:]) for p in parts}) > 1: raise ForgetError('Shards must be one or more, with the same classes and the same plan.')

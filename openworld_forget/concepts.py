@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'SUFFIXES', 'TEMPLATES', 'PER_CLASS', 'load_image', 'lo
            'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks', 'subject', 'benchmark', 'splits',
            'unrelated_prompts', 'eval_templates', 'generic_captions']
 
-# %% ../nbs/02_concepts.ipynb #c002
+# %% ../nbs/02_concepts.ipynb #c003
 import os, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import ForgetError, choose, content_key, rng, root
 
-# %% ../nbs/02_concepts.ipynb #c005
+# %% ../nbs/02_concepts.ipynb #c006
 MAX_PIXELS = 64_000_000                       # a larger picture is refused before it is decoded
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 
@@ -27,10 +27,10 @@ def load_image(path: Path|str, size: int) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            im = Image.open(path)
-            if im.width*im.height > MAX_PIXELS: raise ForgetError(f'{path} has {im.width} x {im.height} pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.')
-            if min(im.size) < 8: raise ForgetError(f'{path} is only {im.width} x {im.height} pixels. Use an image of at least 8 x 8.')
-            im = ImageOps.exif_transpose(im); im.load()
+            with Image.open(path) as im:
+                if im.width*im.height > MAX_PIXELS: raise ForgetError(f'{path} has {im.width} x {im.height} pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.')
+                if min(im.size) < 8: raise ForgetError(f'{path} is only {im.width} x {im.height} pixels. Use an image of at least 8 x 8.')
+                im = ImageOps.exif_transpose(im); im.load()
     except ForgetError: raise
     except Image.DecompressionBombError: raise ForgetError(f'{path} has too many pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.') from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e: raise ForgetError(f'{path} is not a complete image ({str(e)[:100]}). Replace or remove it.') from None
@@ -47,7 +47,7 @@ def load_images(folder: Path|str, size: int) -> torch.Tensor:
     if not files: raise ForgetError(f'{folder} holds no images. Put {", ".join(sorted(SUFFIXES))} files into it.')
     return torch.stack([load_image(p, size) for p in files])
 
-# %% ../nbs/02_concepts.ipynb #c008
+# %% ../nbs/02_concepts.ipynb #c009
 @dataclass(frozen=True, eq=False)
 class Subject:
     "A customization subject: its images uint8 [n, 3, H, W], its class word and the rare token V* that will name it."
@@ -73,7 +73,7 @@ def subject_from_folder(folder: Path|str, class_word: str, size: int, token='sks
     if not class_word.strip(): raise ForgetError(f'The class word of {folder} is empty: say what the subject is, for example "dog".')
     return Subject(name or Path(folder).name.lower().replace('_', '-'), class_word, images, token, template)
 
-# %% ../nbs/02_concepts.ipynb #c011
+# %% ../nbs/02_concepts.ipynb #c012
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     "Labelled test images: uint8 [n, 3, H, W], labels [n], class names, prompt template, groups [n]."
@@ -95,7 +95,7 @@ def take_balanced(labels: torch.Tensor, per_class: int, seed: int=0) -> torch.Te
     "Indices of at most `per_class` images of every class, drawn without replacement, in class order."
     return torch.cat([torch.as_tensor(np.sort(rng(seed, 'balanced', int(c)).permutation(np.flatnonzero(labels == c))[:per_class])) for c in labels.unique()])
 
-# %% ../nbs/02_concepts.ipynb #c014
+# %% ../nbs/02_concepts.ipynb #c015
 TEMPLATES = {'cifar10': 'a blurry photo of a {}.', 'stl10': 'a photo of a {}.', 'pets': 'a photo of a {}, a type of pet.', 'flowers': 'a photo of a {}, a type of flower.',
              'food': 'a photo of a {}, a type of food.', 'aircraft': 'a photo of a {}, a type of aircraft.', 'objectnet': 'a photo of a {}.'}      # Li et al. 2023
 PER_CLASS = {'cifar10': 50, 'stl10': 50, 'pets': 14}                                                                                            # the paper's; 5 elsewhere

@@ -7,7 +7,7 @@ __all__ = ['ForgetError', 'choose', 'seed_for', 'generator', 'rng', 'noise', 'co
            'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'Record', 'root', 'outputs', 'source_key',
            'manifest']
 
-# %% ../nbs/00_core.ipynb #c002
+# %% ../nbs/00_core.ipynb #c003
 import difflib, hashlib, json, os, platform, resource, subprocess, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/00_core.ipynb #c004
+# %% ../nbs/00_core.ipynb #c005
 class ForgetError(ValueError):
     "A problem with the caller's input: the message names the culprit and the remedy."
 
@@ -32,7 +32,7 @@ def choose(
     hint = f'Did you mean {" or ".join(map(repr, near))}?' if near else f'Known: {", ".join(known[:20])}{" ..." if len(known)>20 else ""}.'
     raise ForgetError(f'Unknown {what} {name!r}. {hint}')
 
-# %% ../nbs/00_core.ipynb #c007
+# %% ../nbs/00_core.ipynb #c008
 def seed_for(
     seed: int,      # the study's seed
     stage: str,     # what the numbers are for, e.g. 'train' or 'generate'
@@ -55,7 +55,7 @@ def noise(shape, seed: int, stage: str, keys) -> torch.Tensor:
     "Standard normal noise [len(keys), *shape], every item from its own generator."
     return torch.stack([torch.randn(shape, generator=generator(seed, stage, k)) for k in keys]) if len(keys) else torch.empty(0, *shape)
 
-# %% ../nbs/00_core.ipynb #c010
+# %% ../nbs/00_core.ipynb #c011
 def _feed(h, o):
     if isinstance(o, torch.Tensor):
         o = o.detach().cpu().contiguous(); h.update(f'{o.dtype}{tuple(o.shape)}'.encode()); h.update(o.view(torch.uint8).numpy().tobytes() if o.numel() else b'')
@@ -74,7 +74,7 @@ def content_key(*objs) -> str:
     h = hashlib.blake2b(digest_size=8); [_feed(h, o) for o in objs]
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #c013
+# %% ../nbs/00_core.ipynb #c014
 @contextmanager
 def atomic(path: Path|str):
     "Yield a temporary path in the same folder; on success it replaces `path`, on any error it disappears."
@@ -100,7 +100,7 @@ def read_json(path: Path|str):
     except FileNotFoundError: raise ForgetError(f'{path} does not exist.') from None
     except ValueError as e: raise ForgetError(f'{path} is not valid JSON ({e}). Delete it and run again.') from None
 
-# %% ../nbs/00_core.ipynb #c016
+# %% ../nbs/00_core.ipynb #c017
 def check_finite(tensors: dict, where='tensors'):
     "Raise a `ForgetError` that names the first tensor with a NaN or an infinity."
     for k, v in tensors.items():
@@ -121,7 +121,7 @@ def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
     if finite: check_finite(out, str(path))
     return out, meta
 
-# %% ../nbs/00_core.ipynb #c019
+# %% ../nbs/00_core.ipynb #c020
 class Record(BaseModel):
     "A frozen pydantic record; use `make` to get `ForgetError`s with near matches."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
@@ -139,7 +139,7 @@ class Record(BaseModel):
         "A copy with some fields changed, validated again."
         return type(self).make(**{**{k: getattr(self, k) for k in type(self).model_fields}, **kw})
 
-# %% ../nbs/00_core.ipynb #c022
+# %% ../nbs/00_core.ipynb #c023
 def root() -> Path:
     "The project folder: `OWF_HOME`, or the nearest parent of the working folder or of this package with a `settings.ini`."
     if os.environ.get('OWF_HOME'): return Path(os.environ['OWF_HOME'])

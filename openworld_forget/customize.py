@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['ADAPTATIONS', 'RowEmbedding', 'Adaptation', 'token_id', 'adapt', 'save_adapted', 'load_adapted', 'freeze']
 
-# %% ../nbs/05_customize.ipynb #c002
+# %% ../nbs/05_customize.ipynb #c003
 from pathlib import Path
-import torch, torch.nn.functional as F
+import torch
 from torch import nn
 from peft import LoraConfig
 from .core import ForgetError, Record, choose, generator, load_tensors, save_tensors
 from .worlds import World, clone, tiny_world
 
-# %% ../nbs/05_customize.ipynb #c005
+# %% ../nbs/05_customize.ipynb #c006
 class RowEmbedding(nn.Module):
     "A frozen embedding whose row `index` is a separate parameter."
     def __init__(self, base: nn.Embedding, index: int):
@@ -23,7 +23,7 @@ class RowEmbedding(nn.Module):
     def weight(self): return self.base.weight
     def forward(self, ids): return torch.where((ids == self.index)[..., None], self.row, self.base(ids))
 
-# %% ../nbs/05_customize.ipynb #c007
+# %% ../nbs/05_customize.ipynb #c008
 class Adaptation(Record):
     "What a customization method may change."
     kind: str = 'db'                    # db, lora or cd
@@ -64,7 +64,7 @@ def adapt(world: World, a: Adaptation, token: str='sks') -> tuple[World, dict[st
     w, params = ADAPTATIONS[choose(a.kind, ADAPTATIONS, 'adaptation')](world, a, token)
     return w.but(label=a.kind), params
 
-# %% ../nbs/05_customize.ipynb #c011
+# %% ../nbs/05_customize.ipynb #c012
 def save_adapted(path: Path|str, base: World, params: dict, a: Adaptation, token: str, **meta):
     "Write the trained parameters and what they belong to."
     save_tensors(path, params, dict(meta, adaptation=a.model_dump(mode='json'), base=base.key, token=token))

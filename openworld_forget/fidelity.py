@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['strip_token', 'image_alignment', 'real_ceiling', 'text_alignment', 'clip_score', 'look', 'fidelity_table']
 
-# %% ../nbs/11_fidelity.ipynb #c002
+# %% ../nbs/11_fidelity.ipynb #c003
 import re
 import numpy as np, pandas as pd
 from .core import ForgetError
 from .judges import check_images, unit
 from .appearance import COLUMNS, interval, resample, rows
 
-# %% ../nbs/11_fidelity.ipynb #c005
+# %% ../nbs/11_fidelity.ipynb #c007
 def strip_token(prompt: str, token: str) -> str:
     "The prompt without the token V*, which must stand as a word of its own; other prompts come back unchanged."
     if not token.strip(): raise ForgetError('The token V* to remove is empty. It is `WorldSpec.token`, or the name given when customizing.')
@@ -21,7 +21,7 @@ def strip_token(prompt: str, token: str) -> str:
     if not out: raise ForgetError(f'Nothing is left of the prompt {prompt!r} without {token!r}. Put the class word beside the token: "{token} dog".')
     return out
 
-# %% ../nbs/11_fidelity.ipynb #c008
+# %% ../nbs/11_fidelity.ipynb #c010
 def image_alignment(generated, references) -> np.ndarray:
     "Mean cosine of each generated image [n, d] to all references [m, d]: [n]. Its mean is the mean over all pairs."
     x, r = unit(generated, 'generated features'), unit(references, 'reference features')
@@ -43,7 +43,7 @@ def clip_score(cosine) -> np.ndarray:
     "CLIPScore of cosines: 2.5 max(cos, 0)."
     return 2.5*np.maximum(cosine, 0)
 
-# %% ../nbs/11_fidelity.ipynb #c011
+# %% ../nbs/11_fidelity.ipynb #c013
 def look(
     judges: dict,            # `clip` and `features`, from `judges_of`
     images,                  # as in `check_images`

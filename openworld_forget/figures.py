@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['INK', 'FLOOR', 'SWATCH', 'style', 'save_figure', 'wall', 'forest', 'color_bars', 'paper_table']
 
-# %% ../nbs/12_figures.ipynb #c002
+# %% ../nbs/12_figures.ipynb #c003
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
 from .core import ForgetError, atomic
 from .appearance import TERMS
 
-# %% ../nbs/12_figures.ipynb #c004
+# %% ../nbs/12_figures.ipynb #c005
 INK, FLOOR = '#222222', '#9a9a9a'
 def style():
     "The one style of all figures."
@@ -25,7 +25,7 @@ def save_figure(fig, stem: Path|str):
 
 style()
 
-# %% ../nbs/12_figures.ipynb #c006
+# %% ../nbs/12_figures.ipynb #c007
 def wall(
     images: torch.Tensor,           # uint8 [n, 3, H, W], row by row
     titles: list[str]|None=None,    # one per image (or per column of the first row)
@@ -42,7 +42,7 @@ def wall(
         if rows and k % columns == 0 and k//columns < len(rows): a.set_ylabel(rows[k//columns], rotation=0, ha='right', va='center', fontsize=9)
     return fig
 
-# %% ../nbs/12_figures.ipynb #c009
+# %% ../nbs/12_figures.ipynb #c010
 def forest(
     table: pd.DataFrame,        # rows with value, low, high, floor
     y: str='item', hue: str|None=None,
@@ -60,7 +60,7 @@ def forest(
         ax.errorbar(v, pos, xerr=np.nan_to_num([np.maximum(v-lo, 0), np.maximum(hi-v, 0)]), fmt='o', ms=5, color=color, capsize=2, lw=1.4, zorder=3, label=grp or 'adapted')
     ax.axvline(0, color=INK, lw=.8); ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel=''); ax.legend(loc='best'); return ax
 
-# %% ../nbs/12_figures.ipynb #c012
+# %% ../nbs/12_figures.ipynb #c013
 SWATCH = dict(black='#17171a', blue='#2f6fe0', brown='#7d4b23', grey='#8a8a8d', gray='#8a8a8d', green='#35a14a', orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red='#d22328', white='#f7f7f7', yellow='#f8dc3c')
 def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
     "Stacked horizontal bars of eleven-colour histograms (label -> [11])."
@@ -70,7 +70,7 @@ def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
         for term, v in zip(TERMS, np.asarray(h, float)): ax.barh(i, v, left=left, color=SWATCH[term], edgecolor='#bbbbbb', lw=.4, height=.8); left += v
     ax.set(yticks=range(len(histograms)), yticklabels=list(histograms), xlim=(0, 1), ylim=(len(histograms)-.5, -.5), xlabel='share of the pixels', title=title); ax.grid(False); return ax
 
-# %% ../nbs/12_figures.ipynb #c015
+# %% ../nbs/12_figures.ipynb #c016
 def paper_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
     "Accuracy in percent (mean worst-class drop) per benchmark, one row per method, mean over concepts and seeds; base first, then its floor."
     r = results[results.split == split]; acc = r[(r.measure == 'accuracy')]; wcd = r[r.measure == 'worst_class_drop']

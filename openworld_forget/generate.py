@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['generate', 'grid']
 
-# %% ../nbs/04_generate.ipynb #c002
+# %% ../nbs/04_generate.ipynb #c003
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .core import ForgetError, content_key, load_tensors, noise, save_tensors
 from .worlds import World, tiny_world
 
-# %% ../nbs/04_generate.ipynb #c005
+# %% ../nbs/04_generate.ipynb #c006
 @torch.no_grad()
 def generate(
     world: World,

@@ -6,7 +6,7 @@
 __all__ = ['CLIP_STATS', 'IMAGENET_STATS', 'check_images', 'resize_crop', 'Judge', 'clip_judge', 'efficientnet_judge',
            'dino_judge', 'feature_judge', 'judges_of', 'check_features', 'unit']
 
-# %% ../nbs/09_judges.ipynb #c002
+# %% ../nbs/09_judges.ipynb #c003
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from .core import ForgetError, check_finite, choose, content_key, root
 from .worlds import WorldSpec, default_device
 
-# %% ../nbs/09_judges.ipynb #c005
+# %% ../nbs/09_judges.ipynb #c006
 def check_images(
     images: torch.Tensor,   # uint8, or float in [0, 1]; [n, 3, H, W]
     what: str='images',     # their name in the message
@@ -38,7 +38,7 @@ def check_images(
     if lo < 0 or hi > 1: bad(f'floats must lie in [0, 1], got [{lo:.3g}, {hi:.3g}]', 'Divide by 255, or map [-1, 1] with `x/2 + .5`.')
     return (images*255).round().to(torch.uint8)
 
-# %% ../nbs/09_judges.ipynb #c008
+# %% ../nbs/09_judges.ipynb #c009
 def resize_crop(
     images: torch.Tensor,    # uint8 [n, 3, H, W]
     resize: int,             # length of the shorter edge
@@ -86,7 +86,7 @@ class Judge:
         if not prompts: raise ForgetError(f'{self.name}: no prompts to read. Pass at least one.')
         return self._run(self.text, [prompts[i:i+batch] for i in range(0, len(prompts), batch)])
 
-# %% ../nbs/09_judges.ipynb #c011
+# %% ../nbs/09_judges.ipynb #c012
 CLIP_STATS = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
 
@@ -129,7 +129,7 @@ def _clip(src, revision, name, device):
         return _tensor(m.get_text_features(**t.to(m.device)))
     return Judge(name, m, lambda x: _tensor(m.get_image_features(pixel_values=x)), m.config.vision_config.image_size, *_stats(src, revision, CLIP_STATS), text=text)
 
-# %% ../nbs/09_judges.ipynb #c015
+# %% ../nbs/09_judges.ipynb #c016
 def efficientnet_judge() -> Judge:
     "EfficientNet-Lite0's pooled features, d = 1280, at 224 px; stands in for DINO where there is no hub."
     return _efficientnet(default_device())
@@ -143,7 +143,7 @@ def _efficientnet(device):
     check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device)
     return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3)
 
-# %% ../nbs/09_judges.ipynb #c020
+# %% ../nbs/09_judges.ipynb #c021
 def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> Judge:
     "A DINO vision transformer's class token (ViT-S/16: d = 384) at 224 px; from a folder or the hub."
     return _dino(*_locate(source, revision), default_device())
@@ -162,7 +162,7 @@ def judges_of(spec: WorldSpec) -> dict[str, Judge]:
     "A world's judges: `clip` (images and text) and `features` (images)."
     return dict(clip=clip_judge(spec.clip, spec.clip_revision), features=feature_judge(spec.features))
 
-# %% ../nbs/09_judges.ipynb #c024
+# %% ../nbs/09_judges.ipynb #c026
 def check_features(f, what='features') -> np.ndarray:
     "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
     f = np.asarray(f.detach().cpu() if isinstance(f, torch.Tensor) else f, float)

@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'LAMBDA', 'METHODS', 'Term', 'generated_latents', 'prior_term', 'correction_term', 'objective', 'Method',
            'method', 'recipe_of', 'customize']
 
-# %% ../nbs/06_regularize.ipynb #c002
+# %% ../nbs/06_regularize.ipynb #c003
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -17,7 +17,7 @@ from .generate import generate
 from .train import Recipe, fit
 from .worlds import World, provider, tiny_world
 
-# %% ../nbs/06_regularize.ipynb #c005
+# %% ../nbs/06_regularize.ipynb #c006
 @dataclass(frozen=True, eq=False)
 class Term:
     "One part of the objective."
@@ -52,7 +52,7 @@ def correction_term(world: World, subject: Subject, weight=1., source='class', n
     if any(subject.token in c.split() for c in term.captions): raise ForgetError(f'A correction caption contains the token {subject.token!r}: the base knows no such thing.')
     return term
 
-# %% ../nbs/06_regularize.ipynb #c007
+# %% ../nbs/06_regularize.ipynb #c008
 def objective(base: World, adapted: World, subject: Subject, terms: list[Term], batch: int, seed: int):
     "step -> dict of weighted loss terms. Text states of captions without V* are encoded once, with the base's encoder."
     parts = [Term('instance', 1., base.encode(subject.images.float()/255), [subject.instance_prompt]*len(subject.images)), *[t for t in terms if t.weight]]
@@ -71,7 +71,7 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
         return {p.name: p.weight*(o.float() - y.float()).pow(2).mean() for p, o, y in zip(parts, out, targets)}
     return loss
 
-# %% ../nbs/06_regularize.ipynb #c011
+# %% ../nbs/06_regularize.ipynb #c012
 class Method(Record):
     "An adaptation and its regularizers; `recipe` overrides the world's recipe for the adaptation."
     name: str

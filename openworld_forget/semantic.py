@@ -8,13 +8,13 @@ __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accurac
            'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests', 'dropped_classes',
            'drift_table', 'concept_table', 'expected_floor']
 
-# %% ../nbs/08_semantic.ipynb #c002
+# %% ../nbs/08_semantic.ipynb #c003
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import binom
 from .core import ForgetError, choose, rng
 
-# %% ../nbs/08_semantic.ipynb #c005
+# %% ../nbs/08_semantic.ipynb #c006
 def checked(C: int|None, labels, *preds) -> list[np.ndarray]:
     "Labels [n] and predictions [n] (or [m, n]) as int64 arrays; empty, unequal, non-integer or out of range is a `ForgetError`."
     out = [np.asarray(a.cpu() if hasattr(a, 'cpu') else a) for a in (labels, *preds)]
@@ -75,7 +75,7 @@ STATS = dict(                       # name -> f(labels, base, adapted, C, w): pe
     worst_class_drop=lambda y, b, a, C, w=None: _worst(class_drop(y, b, a, C, w)),
     flip_rate=lambda y, b, a, C, w=None: flip_rate(b, a, w))
 
-# %% ../nbs/08_semantic.ipynb #c010
+# %% ../nbs/08_semantic.ipynb #c011
 def resample_weights(
     labels,            # [N]
     groups=None,       # [N], any values: images with the same value are drawn together; None: every image alone
@@ -129,7 +129,7 @@ def hierarchical_bootstrap(
     v = rng(seed, 'bootstrap concepts').multinomial(K, np.full(K, 1/K), size=n)/K
     return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind or _kind(f, after))
 
-# %% ../nbs/08_semantic.ipynb #c015
+# %% ../nbs/08_semantic.ipynb #c016
 def measures(labels, base, adapted, C: int) -> dict:
     "Every statistic of STATS as a float."
     return {k: float(f(labels, base, adapted, C)) for k, f in STATS.items()}
@@ -163,7 +163,7 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
     t = class_tests(labels, classes, base_pred, adapted_pred, groups)
     return t[t.p_holm <= alpha].sort_values('drop', ascending=False, kind='stable')['class'].tolist()
 
-# %% ../nbs/08_semantic.ipynb #c020
+# %% ../nbs/08_semantic.ipynb #c021
 def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''): return {'measure': measure, 'class': cls, 'value': float(value), 'n': int(n), 'low': float(lohi[0]), 'high': float(lohi[1]), 'floor': float(floor)}
 
 def drift_table(
@@ -198,7 +198,7 @@ def concept_table(
     rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C), np.nan if f is None else at(s, after, f)) for k, (s, after) in specs.items()]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
-# %% ../nbs/08_semantic.ipynb #c024
+# %% ../nbs/08_semantic.ipynb #c025
 def expected_floor(
     C: int, per_class: int,     # classes, test images per class
     accuracy: float,            # the base's, percent

@@ -7,7 +7,7 @@ __all__ = ['BUDGETS', 'COLUMNS', 'Budget', 'Study', 'read_study', 'Step', 'templ
            'finish', 'collect', 'Run', 'command', 'run_step', 'config', 'execute', 'forwards', 'estimate', 'report',
            'main']
 
-# %% ../nbs/13_study.ipynb #c002
+# %% ../nbs/13_study.ipynb #c003
 import argparse, json, os, shutil, subprocess, sys, time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from .generate import generate
 from .regularize import Method, method
 from .worlds import load_world, provider, spec_of
 
-# %% ../nbs/13_study.ipynb #c005
+# %% ../nbs/13_study.ipynb #c006
 class Budget(Record):
     "How much is measured."
     benchmarks: int = 7             # how many of the benchmarks
@@ -74,7 +74,7 @@ def read_study(path: Path|str) -> Study:
     for m in s.methods: s.method(m)
     return s
 
-# %% ../nbs/13_study.ipynb #c008
+# %% ../nbs/13_study.ipynb #c009
 @dataclass
 class Step:
     "One papermill run: template, folder of its results, parameters, the steps it needs, weight for the estimate."
@@ -123,7 +123,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     add('summary', home, [base, *last])
     return steps
 
-# %% ../nbs/13_study.ipynb #c010
+# %% ../nbs/13_study.ipynb #c011
 COLUMNS = ['study', 'world', 'concept', 'method', 'seed', 'measure', 'split', 'item', 'value', 'n', 'low', 'high', 'floor', 'ceiling', 'network']
 
 def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None, files: list[str]=(), **more):
@@ -143,7 +143,7 @@ def collect(home: Path) -> pd.DataFrame:
     fs = sorted(p for p in Path(home).rglob('*.parquet') if p.parent != Path(home))
     return pd.concat([pd.read_parquet(p) for p in fs], ignore_index=True) if fs else pd.DataFrame(columns=COLUMNS)
 
-# %% ../nbs/13_study.ipynb #c012
+# %% ../nbs/13_study.ipynb #c013
 class Run:
     "The context of one report notebook."
     def __init__(self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0, key: str=''):
@@ -190,7 +190,7 @@ class Run:
         return t.assign(study=self.study.name, world=self.spec.name, concept=self.concept, method=self.method.name if self.method else 'base', seed=self.seed, **more)
     def finish(self, name: str, table=None, files=(), **more): "Write the step's table and manifest."; finish(self.folder, name, self.key, table, files, **more)
 
-# %% ../nbs/13_study.ipynb #c014
+# %% ../nbs/13_study.ipynb #c015
 def command(step: Step) -> list[str]:
     "The papermill command of a step."
     pairs = [x for k, v in step.params.items() for x in (('-r' if isinstance(v, str) else '-p'), k, str(v))]
@@ -198,7 +198,7 @@ def command(step: Step) -> list[str]:
 
 def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> float:
     "Run one step in its own process; seconds it took. Raises with the last lines of its log when it fails."
-    import os, subprocess, time
+    import os, time
     from pathlib import Path
     os.makedirs(folder, exist_ok=True); log = Path(folder)/f'{name}.log'; t = time.time()
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_MININTERVAL': '5', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TOKENIZERS_PARALLELISM': 'false', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
@@ -235,7 +235,6 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print) ->
             except RuntimeError as e: told(s, e)
     else:
         import parsl
-        from parsl.app.python import PythonApp
         shutil.rmtree(steps[0].folder.parent/'parsl', ignore_errors=True)
         dfk = parsl.load(config(workers, steps[0].folder.parent/'parsl')); app = parsl.python_app(run_step, data_flow_kernel=dfk); futures = {}
         try:
@@ -249,7 +248,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print) ->
         finally: dfk.cleanup(); parsl.clear()
     bar.close(); return failed
 
-# %% ../nbs/13_study.ipynb #c016
+# %% ../nbs/13_study.ipynb #c017
 def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of a study by purpose: a rough count, for the estimate."
     b, spec = study.limits, spec_of(study.world); runs = len(study.concepts)*len(study.methods)*len(study.seeds); k = 2*(b.sampling_steps or spec.sampling_steps)
@@ -291,6 +290,6 @@ def main(argv=None) -> int:
     except ForgetError as e: print(f'error: {e}', file=sys.stderr); return 2
     print((home/'headline.txt').read_text() if (home/'headline.txt').exists() else '', f'\nReport: {home/"report.html"}', sep=''); return 0
 
-# %% ../nbs/13_study.ipynb #c017
+# %% ../nbs/13_study.ipynb #c018
 #| eval: false
 if __name__ == '__main__' and 'ipykernel' not in sys.modules: sys.exit(main())

@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['Recipe', 'rate', 'pack', 'unpack', 'fit']
 
-# %% ../nbs/03_train.ipynb #c002
-import math, time
-from contextlib import contextmanager
+# %% ../nbs/03_train.ipynb #c003
+import math
 from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 from .core import ForgetError, Record, content_key, generator, load_tensors, save_tensors
 
-# %% ../nbs/03_train.ipynb #c005
+# %% ../nbs/03_train.ipynb #c006
 class Recipe(Record):
     "How a set of parameters is optimized."
     steps: int = 250            # optimizer steps
@@ -33,7 +32,7 @@ def rate(r: Recipe, step: int) -> float:
     k = r.flat*r.steps
     return r.lr*up*(1. if step < k or r.flat >= 1 else .5*(1 + math.cos(math.pi*(step-k)/max(1., r.steps-k))))
 
-# %% ../nbs/03_train.ipynb #c008
+# %% ../nbs/03_train.ipynb #c009
 def pack(params: dict, opt, ema: dict|None) -> dict:
     "Weights, optimizer state and moving average as one flat dict of tensors."
     out = {f'w/{k}': p.detach() for k, p in params.items()}

@@ -6,17 +6,17 @@
 __all__ = ['WORLDS', 'WorldSpec', 'register', 'spec_of', 'provider', 'World', 'default_device', 'load_world', 'clone',
            'tiny_world', 'save_world']
 
-# %% ../nbs/01_worlds.ipynb #c002
-import copy, importlib, json, os
+# %% ../nbs/01_worlds.ipynb #c003
+import copy, importlib, os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import nn
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
-from .core import ForgetError, Record, check_finite, choose, content_key, generator, root
+from .core import ForgetError, Record, check_finite, choose, content_key, generator, read_json, root, write_json
 
-# %% ../nbs/01_worlds.ipynb #c005
+# %% ../nbs/01_worlds.ipynb #c006
 class WorldSpec(Record):
     "Where a world's weights are, what it is measured with, and its defaults."
     name: str
@@ -45,7 +45,7 @@ def provider(spec: WorldSpec):
     "The module that provides a world's benchmarks, subjects and prompts."
     return importlib.import_module(spec.data)
 
-# %% ../nbs/01_worlds.ipynb #c007
+# %% ../nbs/01_worlds.ipynb #c008
 @dataclass(eq=False)
 class World:
     "A latent diffusion model with Stable Diffusion's parts; `label` says what was done to it."
@@ -136,7 +136,7 @@ class World:
         for m in (self.text_encoder, self.vae, self.unet): nn.Module.to(m, device=device, dtype=dtype if dtype != m.dtype else None)
         self._key = None; return self
 
-# %% ../nbs/01_worlds.ipynb #c009
+# %% ../nbs/01_worlds.ipynb #c010
 def default_device() -> str:
     "`OWF_DEVICE`, or a GPU when there is one."
     return os.environ.get('OWF_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -166,7 +166,7 @@ def clone(module, train=False):
     "An independent copy of a network."
     return copy.deepcopy(module).train(train).requires_grad_(train)
 
-# %% ../nbs/01_worlds.ipynb #c011
+# %% ../nbs/01_worlds.ipynb #c012
 def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='openworld_forget.concepts') -> World:
     "A random world in Stable Diffusion's layout, for tests."
     from transformers import CLIPTextConfig
@@ -184,8 +184,9 @@ def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='o
 def save_world(world: World, folder: Path|str):
     "Write a world as a diffusers folder (safetensors)."
     world.pipeline().save_pretrained(folder); world.scheduler.save_pretrained(Path(folder)/'scheduler')
+    for f in Path(folder).rglob('config.json'): write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})     # where a part once lay on this machine is nobody's business
 
-# %% ../nbs/01_worlds.ipynb #c014
+# %% ../nbs/01_worlds.ipynb #c016
 register(WorldSpec(name='mini', source='weights/mini', data='openworld_forget.mini.data', clip='weights/mini-clip', features='efficientnet-lite0', template='a drawing of a {}', guidance=4., sampling_steps=25,
     recipes=dict(db=dict(steps=250, lr=1e-4, batch=4))))
 register(WorldSpec(name='sd15', source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14', data='openworld_forget.concepts', clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',

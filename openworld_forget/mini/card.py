@@ -5,26 +5,25 @@
 # %% auto #0
 __all__ = ['CONTACT', 'wilson', 'measure_vae', 'measure_accuracy', 'measure_prompts', 'contact_sheet', 'card', 'main']
 
-# %% ../../nbs/mini/06_card.ipynb #c002
-import json, math
-from pathlib import Path
+# %% ../../nbs/mini/06_card.ipynb #c003
+import math
 import numpy as np, torch
 from PIL import Image
-from ..core import outputs, read_json, rng, root, write_json, write_text
-from ..classify import NoisePlan, Stages, classify
+from ..core import rng, root, write_json, write_text
+from ..classify import Stages, classify
 from ..generate import generate, grid
 from ..judges import clip_judge
 from ..worlds import World, load_world
-from .data import benchmark, benchmarks, color_prompts
-from .images import BENCHMARKS, COLORS, STYLES, caption, concepts, pool, splits
+from .data import benchmark, benchmarks
+from .images import BENCHMARKS, COLORS, caption, concepts, pool, splits
 
-# %% ../../nbs/mini/06_card.ipynb #c005
+# %% ../../nbs/mini/06_card.ipynb #c006
 def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
     "Percentage and 95 % Wilson interval, in percent."
     p = hits/n; m, h = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
 
-# %% ../../nbs/mini/06_card.ipynb #c008
+# %% ../../nbs/mini/06_card.ipynb #c010
 def measure_vae(world: World, seed=0) -> dict:
     "PSNR (dB) of reconstructed held-out designs."
     from openworld_forget.mini.vae import psnr
@@ -57,7 +56,7 @@ def contact_sheet(world: World, styles=('noto', 'flat', 'outline', 'glossy')) ->
     "uint8 picture: twelve concepts (columns) in four styles (rows)."
     return grid(generate(world, [caption(c, s) for s in styles for c in CONTACT], [7]*len(styles)*len(CONTACT), desc='contact sheet'), len(CONTACT))
 
-# %% ../../nbs/mini/06_card.ipynb #c012
+# %% ../../nbs/mini/06_card.ipynb #c014
 def card(m: dict) -> str:
     "The card's text from the measurements."
     acc = lambda s: sum(v['value'] for v in m[s].values())/len(m[s])

@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'CLIP_RECIPE', 'new_clip', 'to_pixels', 'contrastive', 'judge_caption', 'train_clip', 'zero_shot',
            'save_clip', 'main']
 
-# %% ../../nbs/mini/03_clip.ipynb #c002
+# %% ../../nbs/mini/03_clip.ipynb #c003
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
@@ -15,7 +15,7 @@ from ..train import Recipe, fit
 from .images import BENCHMARKS, caption, pool, splits, training_pool
 from .text import LENGTH, new_tokenizer
 
-# %% ../../nbs/mini/03_clip.ipynb #c003
+# %% ../../nbs/mini/03_clip.ipynb #c004
 MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)    # CLIP's own pixel statistics
 
 def new_clip(vocab_size: int, width=128, layers=(4, 2), patch=8, seed=1) -> CLIPModel:
@@ -31,13 +31,13 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     x = torch.as_tensor(np.asarray(images)).permute(0, 3, 1, 2).float()/255
     return (x - torch.tensor(MEAN).view(3, 1, 1))/torch.tensor(STD).view(3, 1, 1)
 
-# %% ../../nbs/mini/03_clip.ipynb #c005
+# %% ../../nbs/mini/03_clip.ipynb #c006
 def contrastive(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     "Symmetric InfoNCE of unit embeddings [n, d]; `same` [n, n] marks the true pairs."
     s = scale*u@v.T; hit = s.masked_fill(~same, float('-inf'))
     return .5*((s.logsumexp(1) - hit.logsumexp(1)).mean() + (s.logsumexp(0) - hit.logsumexp(0)).mean())
 
-# %% ../../nbs/mini/03_clip.ipynb #c007
+# %% ../../nbs/mini/03_clip.ipynb #c008
 def judge_caption(f: dict, v: float) -> str:
     "Caption of an image with facts `f`: concept always, style and background sometimes."
     return caption(f['concept'], f['style'] if .25 < v < .6 else None, f['color'] if v > .4 else None)
@@ -64,7 +64,7 @@ def zero_shot(model: CLIPModel, images: np.ndarray, captions: list[str]) -> torc
     v = _unit(model.get_text_features(input_ids=new_tokenizer()(captions, padding='max_length', max_length=LENGTH, return_tensors='pt').input_ids))
     return torch.cat([_unit(model.get_image_features(pixel_values=to_pixels(images[k:k+256])))@v.T for k in range(0, len(images), 256)])
 
-# %% ../../nbs/mini/03_clip.ipynb #c010
+# %% ../../nbs/mini/03_clip.ipynb #c011
 CLIP_RECIPE = Recipe(steps=700, lr=1e-3, batch=128, warmup=100, flat=.3, weight_decay=.05, beta2=.98, ema=.99)
 def save_clip(model: CLIPModel, folder: Path):
     "Write model (fp16), tokenizer and pixel statistics as a transformers folder."

@@ -6,15 +6,14 @@
 __all__ = ['RENDER', 'splits', 'benchmarks', 'subjects', 'benchmark', 'subject', 'unrelated_prompts', 'color_prompts',
            'eval_templates', 'generic_captions']
 
-# %% ../../nbs/mini/05_data.ipynb #c002
+# %% ../../nbs/mini/05_data.ipynb #c003
 import numpy as np, torch
-from functools import lru_cache
 from ..core import ForgetError, choose, rng
 from ..concepts import Benchmark, Subject
 from .images import BENCHMARKS, COLORS, STYLES, SUBJECTS, TEMPLATE, caption, compose, concepts, drawings
 from .images import splits as image_splits
 
-# %% ../../nbs/mini/05_data.ipynb #c004
+# %% ../../nbs/mini/05_data.ipynb #c005
 RENDER = 64
 def splits() -> list[str]: "`known`: training drawings in unseen placements; `heldout`: designs that training never saw."; return ['known', 'heldout']
 def benchmarks() -> list[str]: "The seven benchmarks."; return list(BENCHMARKS)

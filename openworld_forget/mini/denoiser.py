@@ -6,19 +6,19 @@
 __all__ = ['DENOISER_RECIPE', 'new_unet', 'new_scheduler', 'draw_caption', 'concept_weights', 'min_snr', 'train_denoiser',
            'training_latents', 'main']
 
-# %% ../../nbs/mini/04_denoiser.ipynb #c002
+# %% ../../nbs/mini/04_denoiser.ipynb #c003
 import shutil
 from pathlib import Path
-import numpy as np, torch
+import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from ..core import content_key, generator, load_tensors, outputs, save_tensors, seed_for
 from ..train import Recipe, fit
 from ..worlds import World, save_world, spec_of
-from .images import BENCHMARKS, caption, splits, training_pool
+from .images import BENCHMARKS, caption, training_pool
 from .text import new_text_encoder, new_tokenizer
 from .vae import whitened
 
-# %% ../../nbs/mini/04_denoiser.ipynb #c003
+# %% ../../nbs/mini/04_denoiser.ipynb #c004
 def new_unet(channels=(64, 128), latent=16, width=128, seed=0) -> UNet2DConditionModel:
     "An untrained UNet for latents [n, 16, 8, 8] and text states of width 128."
     n = len(channels)
@@ -31,7 +31,7 @@ def new_scheduler() -> DDPMScheduler:
     "Stable Diffusion's noise schedule: 1000 steps, 'scaled linear' betas from .00085 to .012, epsilon prediction."
     return DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, steps_offset=1)
 
-# %% ../../nbs/mini/04_denoiser.ipynb #c005
+# %% ../../nbs/mini/04_denoiser.ipynb #c006
 def draw_caption(f: dict, u: float) -> str:
     "The caption of an image with facts `f`, chosen by `u` in [0, 1)."
     if u < .1: return ''
@@ -48,7 +48,7 @@ def concept_weights(facts: list[dict], boost=2.) -> torch.Tensor:
     w = torch.tensor([(boost if n in bench else 1.)/count[n] for n in names], dtype=torch.float64).cumsum(0)
     return w/w[-1]
 
-# %% ../../nbs/mini/04_denoiser.ipynb #c008
+# %% ../../nbs/mini/04_denoiser.ipynb #c009
 def min_snr(scheduler: DDPMScheduler, t: torch.Tensor, gamma=5.) -> torch.Tensor:
     "Weight [n] of the squared noise error at timesteps [n]."
     a = scheduler.alphas_cumprod[t]; snr = a/(1-a)
@@ -82,7 +82,7 @@ def train_denoiser(
         with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
     return unet.eval().requires_grad_(False), text.eval().requires_grad_(False), log
 
-# %% ../../nbs/mini/04_denoiser.ipynb #c012
+# %% ../../nbs/mini/04_denoiser.ipynb #c014
 DENOISER_RECIPE = Recipe(steps=3900, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
 
 def training_latents(variants=32) -> tuple[torch.Tensor, list[dict]]:

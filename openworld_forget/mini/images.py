@@ -7,16 +7,16 @@ __all__ = ['STYLES', 'PACKAGES', 'BENCHMARKS', 'CAT_MOODS', 'MONKEYS', 'DROP_GRO
            'SUBJECTS', 'COLORS', 'SIDE', 'TEMPLATE', 'design', 'node_modules', 'matrix', 'available', 'concepts',
            'subject_drawings', 'splits', 'svg', 'draw', 'drawings', 'compose', 'pool', 'training_pool', 'caption']
 
-# %% ../../nbs/mini/00_images.ipynb #c002
+# %% ../../nbs/mini/00_images.ipynb #c003
 import base64, csv, io, json, os
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 from ..core import ForgetError, atomic, choose, content_key, outputs, read_json, rng, root, write_json
 
-# %% ../../nbs/mini/00_images.ipynb #c005
+# %% ../../nbs/mini/00_images.ipynb #c006
 STYLES = {'noto': 'noto', 'noto-v1': 'blob', 'twemoji': 'flat', 'openmoji': 'outline', 'fluent': 'gradient', 'fluent-flat': 'matte', 'webp-fluent3d': 'glossy',
           'emojione': 'classic', 'emojione-v1': 'vintage', 'fxemoji': 'chunky', 'streamline': 'doodle'}       # rendering -> style word
 PACKAGES = {'fluent': 'fluent-emoji', 'fluent-flat': 'fluent-emoji-flat', 'streamline': 'streamline-emojis'}   # where it differs from the rendering's name
@@ -24,7 +24,7 @@ def design(rendering: str) -> str:
     "The design a rendering belongs to."
     return 'fluent' if 'fluent' in rendering else rendering
 
-# %% ../../nbs/mini/00_images.ipynb #c007
+# %% ../../nbs/mini/00_images.ipynb #c008
 BENCHMARKS = {
     'animals': 'dog face|horse face|cow face|pig face|elephant|rabbit face|panda|penguin|owl|turtle|snake|fish|butterfly|octopus|lady beetle|bat',
     'food': 'hamburger|pizza|hot dog|taco|french fries|bread|croissant|cheese wedge|doughnut|cookie|birthday cake|soft ice cream|sushi|popcorn|lollipop|beer mug',
@@ -48,7 +48,7 @@ DROP_PARTS = ('o’clock', '-thirty', 'moon', 'banknote', 'speaker', 'mailbox', 
               'rolled-up', 'blue book', 'green book', 'orange book', 'e-mail', 'mantelpiece', 'timer', 'hourglass not', 'trolleybus', 'minibus', 'light rail', 'railway car', 'vertical traffic', 'mobile phone with',
               'camera with', 'musical notes', 'film frames', 'hammer and', 'cooked rice', 'curry', 'custard', 'steaming', 'bento', 'stuffed', 'weary', 'funeral', 'passenger', 'motor boat', )
 
-# %% ../../nbs/mini/00_images.ipynb #c009
+# %% ../../nbs/mini/00_images.ipynb #c010
 SUBJECTS = {   # name -> (class word, [(concept, rendering)])
     'cat-noto':       ('cat face',    [(m, 'noto') for m in CAT_MOODS]),
     'cat-twemoji':    ('cat face',    [(m, 'twemoji') for m in CAT_MOODS]),
@@ -58,11 +58,11 @@ SUBJECTS = {   # name -> (class word, [(concept, rendering)])
        dict(dog='dog face', robot='robot', guitar='guitar', backpack='backpack', rocket='rocket', tulip='tulip').items()},
 }
 
-# %% ../../nbs/mini/00_images.ipynb #c011
+# %% ../../nbs/mini/00_images.ipynb #c012
 COLORS = {'black': (15, 15, 18), 'blue': (40, 90, 215), 'brown': (125, 75, 35), 'grey': (135, 135, 138), 'green': (50, 155, 65), 'orange': (245, 140, 30),
           'pink': (250, 165, 200), 'purple': (120, 50, 165), 'red': (210, 35, 40), 'white': (252, 252, 252), 'yellow': (248, 220, 60)}
 
-# %% ../../nbs/mini/00_images.ipynb #c012
+# %% ../../nbs/mini/00_images.ipynb #c013
 def node_modules() -> Path:
     "The folder with the image packages; a clear error when it is missing."
     p = Path(os.environ.get('OWF_NODE_MODULES') or root()/'node_modules')
@@ -90,7 +90,7 @@ def concepts(minimum: int=8, filler: int=10) -> dict[str, dict]:
     if short: raise ForgetError(f'benchmark classes with fewer than {minimum} renderings: {short}')
     return {n: rows[n] for n in bench + rest}
 
-# %% ../../nbs/mini/00_images.ipynb #c014
+# %% ../../nbs/mini/00_images.ipynb #c015
 @lru_cache
 def subject_drawings() -> frozenset:
     "Every (concept, rendering) that belongs to a subject, plus the same design's drawing of the class."
@@ -100,7 +100,7 @@ def subject_drawings() -> frozenset:
         out |= set(items)
     return frozenset(out)
 
-# %% ../../nbs/mini/00_images.ipynb #c016
+# %% ../../nbs/mini/00_images.ipynb #c017
 @lru_cache
 def splits(seed: int=0) -> dict[str, list[tuple[str, str]]]:
     "Lists of (concept, rendering): `train`, `heldout`, `subject`."
@@ -111,7 +111,7 @@ def splits(seed: int=0) -> dict[str, list[tuple[str, str]]]:
         for r in have: out['heldout' if design(r) in held else 'train'].append((name, r))
     return out
 
-# %% ../../nbs/mini/00_images.ipynb #c019
+# %% ../../nbs/mini/00_images.ipynb #c020
 SIDE = 128
 
 @lru_cache
@@ -148,7 +148,7 @@ def drawings(items) -> np.ndarray:
             with open(t, 'wb') as h: np.save(h, a)
     return np.load(f, mmap_mode='r')
 
-# %% ../../nbs/mini/00_images.ipynb #c022
+# %% ../../nbs/mini/00_images.ipynb #c023
 def compose(
     rgba: np.ndarray,               # [128, 128, 4] uint8
     g: np.random.Generator,         # decides everything that is not given
@@ -195,7 +195,7 @@ def training_pool(variants: int=16) -> tuple[np.ndarray, list[dict]]:
             with open(t, 'wb') as h: np.save(h, im)
     return np.load(f, mmap_mode='r'), read_json(f.with_suffix('.json'))
 
-# %% ../../nbs/mini/00_images.ipynb #c025
+# %% ../../nbs/mini/00_images.ipynb #c026
 TEMPLATE = 'a drawing of a {}'
 def caption(concept: str, style: str|None=None, color: str|None=None) -> str:
     "The caption of a composed image."

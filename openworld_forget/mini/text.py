@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['RARE', 'LENGTH', 'words', 'learn_merges', 'new_tokenizer', 'new_text_encoder']
 
-# %% ../../nbs/mini/02_text.ipynb #c002
+# %% ../../nbs/mini/02_text.ipynb #c003
 import re
 from collections import Counter
 from functools import lru_cache
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..core import seed_for
-from .images import CAT_MOODS, COLORS, MONKEYS, STYLES, TEMPLATE, caption, concepts
+from .images import CAT_MOODS, COLORS, MONKEYS, STYLES, caption, concepts
 
-# %% ../../nbs/mini/02_text.ipynb #c003
+# %% ../../nbs/mini/02_text.ipynb #c004
 RARE = ['sks', 'ohwx', 'zwx', 'ktn', 'pxq']
 LENGTH = 20
 

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'LATENT', 'CHANNELS', 'K', 'VAE_RECIPE', 'to_float', 'blocks', 'principal', 'whitened', 'psnr', 'new_vae',
            'write_encoder', 'start_decoder', 'train_decoder', 'reconstruct', 'main']
 
-# %% ../../nbs/mini/01_vae.ipynb #c002
+# %% ../../nbs/mini/01_vae.ipynb #c003
 import math
 from pathlib import Path
 import numpy as np, torch
@@ -15,7 +15,7 @@ from ..core import generator, load_tensors, outputs, save_tensors, seed_for
 from ..train import Recipe, fit
 from .images import pool, splits, training_pool
 
-# %% ../../nbs/mini/01_vae.ipynb #c004
+# %% ../../nbs/mini/01_vae.ipynb #c005
 BLOCK, LATENT = 8, 16
 def to_float(images: np.ndarray|torch.Tensor) -> torch.Tensor:
     "uint8 [n, h, w, 3] to float [n, 3, h, w] in [-1, 1], the range of Stable Diffusion's VAE."
@@ -40,7 +40,7 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Peak signal-to-noise ratio in dB per image; inputs [n, 3, h, w] in [-1, 1], peak-to-peak 2."
     return 10*torch.log10(4/(x.clamp(-1, 1) - y.clamp(-1, 1)).pow(2).flatten(1).mean(1).clamp_min(1e-10))
 
-# %% ../../nbs/mini/01_vae.ipynb #c007
+# %% ../../nbs/mini/01_vae.ipynb #c008
 CHANNELS, K = (16, 32, 64, 128), 100.
 def new_vae(seed=0) -> AutoencoderKL:
     "AutoencoderKL for 64 px images whose residual branches start at zero."
@@ -86,7 +86,7 @@ def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
     _set(e.conv_out, back, torch.cat([torch.zeros(LATENT), torch.full((LATENT,), -9.)]))                 # log-variance -9: a narrow posterior
     _set(vae.quant_conv, torch.eye(2*LATENT)); _set(vae.post_quant_conv, torch.eye(LATENT)); return vae
 
-# %% ../../nbs/mini/01_vae.ipynb #c010
+# %% ../../nbs/mini/01_vae.ipynb #c011
 @torch.no_grad()
 def start_decoder(vae: AutoencoderKL) -> AutoencoderKL:
     "Pairs for red, green and blue and two constants before the decoder's last layer, in place."
@@ -113,13 +113,13 @@ def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch=256) -> torch.Tens
     "Decoded posterior means [n, 3, 64, 64] in [-1, 1]."
     return torch.cat([vae.decode(vae.encode(to_float(images[i:i+batch])).latent_dist.mean).sample for i in range(0, len(images), batch)])
 
-# %% ../../nbs/mini/01_vae.ipynb #c013
+# %% ../../nbs/mini/01_vae.ipynb #c014
 VAE_RECIPE = Recipe(steps=3300, lr=3e-4, batch=8, warmup=50, flat=.3, weight_decay=0., beta2=.99, ema=.995)
 def main(until=None):
     "Write the encoder, train the decoder, save the VAE into the cache folder."
     im, _ = training_pool(); f = outputs()/'cache/mini/principal.safetensors'
     if not f.exists(): save_tensors(f, principal(im[::5]))
     pc = load_tensors(f)[0]; vae = start_decoder(write_encoder(new_vae(), pc))
-    log = train_decoder(vae, im, whitened(im, pc), VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until); vae.save_pretrained(outputs()/'cache/mini/vae')
+    train_decoder(vae, im, whitened(im, pc), VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until); vae.save_pretrained(outputs()/'cache/mini/vae')
     held, _ = pool(splits()['heldout'], 1, stage='vae test'); p = psnr(to_float(held), reconstruct(vae, held))
     print(f'PSNR on held-out designs: {p.mean():.2f} dB (n={len(p)}, sd {p.std():.2f})')
