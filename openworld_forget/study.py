@@ -236,6 +236,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print) ->
     else:
         import parsl
         shutil.rmtree(steps[0].folder.parent/'parsl', ignore_errors=True)
+        os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])     # Parsl starts its helpers by name
         dfk = parsl.load(config(workers, steps[0].folder.parent/'parsl')); app = parsl.python_app(run_step, data_flow_kernel=dfk); futures = {}
         try:
             for s in todo: futures[s.folder, s.name] = app(command(s), str(s.folder), s.name, threads, *[futures[n.folder, n.name] for n in s.needs if (n.folder, n.name) in futures])
