@@ -31,7 +31,7 @@ def generate(
     steps, guidance = steps or world.spec.sampling_steps, world.spec.guidance if guidance is None else guidance
     f = Path(cache)/f'images-{content_key(world.key, prompts, [int(s) for s in seeds], steps, guidance)}.safetensors' if cache else None
     if f and f.exists(): return load_tensors(f)[0]['images']
-    pipe, names = world.pipeline(), list(dict.fromkeys(prompts)); text = dict(zip(names, torch.cat([world.encode_text(names[i:i+64]) for i in range(0, len(names), 64)]))); null = world.encode_text([''])
+    pipe, names = world.pipeline(), list(dict.fromkeys(prompts)); text = dict(zip(names, world.encode_text(names))); null = world.encode_text([''])
     out = []
     for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
         p, s = prompts[i:i+batch], seeds[i:i+batch]

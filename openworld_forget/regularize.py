@@ -10,7 +10,7 @@ __all__ = ['SOURCES', 'LAMBDA', 'METHODS', 'Term', 'generated_latents', 'prior_t
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .core import ForgetError, Record, choose, content_key, generator, seed_for
+from .core import ForgetError, Record, choose, content_key, generator, load_tensors, seed_for
 from .concepts import Subject
 from .customize import Adaptation, adapt, freeze, load_adapted, save_adapted
 from .generate import generate
@@ -57,7 +57,7 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
     "step -> dict of weighted loss terms. Text states of captions without V* are encoded once, with the base's encoder."
     parts = [Term('instance', 1., base.encode(subject.images.float()/255), [subject.instance_prompt]*len(subject.images)), *[t for t in terms if t.weight]]
     texts = sorted({c for p in parts for c in p.captions}); trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
-    with torch.no_grad(): states = dict(zip(texts, torch.cat([base.encode_text(texts[i:i+64]) for i in range(0, len(texts), 64)])))
+    with torch.no_grad(): states = dict(zip(texts, base.encode_text(texts)))
     def loss(step):
         zt, ts, cs, targets, sizes = [], [], [], [], []
         for p in parts:
@@ -105,9 +105,7 @@ def customize(
 ) -> tuple[World, list[dict]]:  # adapted world, log
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
     r = recipe_of(base, m); key = content_key(base.key, subject.key, m, r, seed)
-    if path and Path(path).exists():
-        from openworld_forget.core import load_tensors
-        if load_tensors(path)[1].get('run') == key: w = load_adapted(base, path); return w.but(label=m.name), load_tensors(path)[1]['log']
+    if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_adapted(base, path).but(label=m.name), meta['log']
     w, params = adapt(base, m.adaptation, subject.token); terms = []
     if m.prior: terms.append(prior_term(base, subject, m.prior, m.images, seed, cache))
     if m.correction: terms.append(correction_term(base, subject, m.correction, m.source, m.images, seed, cache))

@@ -8,7 +8,7 @@ __all__ = ['BUDGETS', 'COLUMNS', 'Budget', 'Study', 'read_study', 'Step', 'templ
            'main']
 
 # %% ../nbs/13_study.ipynb #c003
-import argparse, json, os, shutil, subprocess, sys, time
+import argparse, json, os, shutil, sys, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -200,6 +200,8 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
     "Run one step in its own process; seconds it took. Raises with the last lines of its log when it fails."
     import os, time
     from pathlib import Path
+    import os, subprocess, time             # noqa: F811 - Parsl sends this function by value: a worker has none of the module's names
+    from pathlib import Path                # noqa: F811
     os.makedirs(folder, exist_ok=True); log = Path(folder)/f'{name}.log'; t = time.time()
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_MININTERVAL': '5', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TOKENIZERS_PARALLELISM': 'false', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     with open(log, 'w') as f:

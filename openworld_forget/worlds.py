@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORLDS', 'WorldSpec', 'register', 'spec_of', 'provider', 'World', 'default_device', 'load_world', 'clone',
-           'tiny_world', 'save_world']
+           'byte_alphabet', 'sd_schedule', 'tiny_world', 'save_world']
 
 # %% ../nbs/01_worlds.ipynb #c003
 import copy, importlib, os
@@ -85,9 +85,9 @@ class World:
         if ids.shape[1] > self.tokenizer.model_max_length: raise ForgetError(f'A prompt has {ids.shape[1]} tokens; this world reads {self.tokenizer.model_max_length}: {max(prompts, key=len)!r}.')
         return ids.to(self.device)
 
-    def encode_text(self, prompts: list[str]) -> torch.Tensor:
+    def encode_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
         "Text states [n, length, width]."
-        return self.text_encoder(self.tokens(prompts))[0]
+        return torch.cat([self.text_encoder(ids)[0] for ids in self.tokens(prompts).split(batch)])
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor, batch: int=64) -> torch.Tensor:
@@ -167,19 +167,26 @@ def clone(module, train=False):
     return copy.deepcopy(module).train(train).requires_grad_(train)
 
 # %% ../nbs/01_worlds.ipynb #c012
+def byte_alphabet() -> list[str]:
+    "The 512 tokens that every CLIP vocabulary starts with: the bytes as characters, inside and at the end of a word."
+    chars = [chr(b) for b in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [chr(256+i) for i in range(68)]
+    return [*chars, *[c+'</w>' for c in chars]]
+
+def sd_schedule(prediction: str='epsilon') -> DDPMScheduler:
+    "Stable Diffusion's noise schedule: 1000 steps, 'scaled linear' betas from .00085 to .012."
+    return DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, prediction_type=prediction, steps_offset=1)
+
 def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='openworld_forget.concepts') -> World:
     "A random world in Stable Diffusion's layout, for tests."
     from transformers import CLIPTextConfig
-    chars = [chr(b) for b in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [chr(256+i) for i in range(68)]
-    vocab = {t: i for i, t in enumerate([*chars, *[c+'</w>' for c in chars], '<|startoftext|>', '<|endoftext|>'])}; n = len(vocab)
+    vocab = {t: i for i, t in enumerate([*byte_alphabet(), '<|startoftext|>', '<|endoftext|>'])}; n = len(vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text = CLIPTextModel(CLIPTextConfig(vocab_size=n, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77, bos_token_id=n-2, eos_token_id=n-1, pad_token_id=n-1))
         vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, (8, 8, 16, 16), 1, latent_channels=4, norm_num_groups=4, sample_size=8*size, mid_block_add_attention=False)
         unet = UNet2DConditionModel(size, 4, 4, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8)
-    sched = DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, prediction_type=prediction, steps_offset=1)
     spec = WorldSpec(name='tiny', source='tiny', data=data, clip='', features='', sampling_steps=4)
-    return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[m.eval().requires_grad_(False) for m in (text, vae, unet)], sched)
+    return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[m.eval().requires_grad_(False) for m in (text, vae, unet)], sd_schedule(prediction))
 
 def save_world(world: World, folder: Path|str):
     "Write a world as a diffusers folder (safetensors)."

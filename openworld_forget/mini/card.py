@@ -43,7 +43,8 @@ def measure_prompts(world: World, judge, things=20, seed=0) -> dict:
     "Does a generated image show the background that its prompt names (judged among eleven), and its concept (top three of its benchmark)?"
     g = rng(seed, 'card'); names = list(concepts()); picks = [names[i] for i in g.permutation(len(names))[:things]]
     asked = [(c, col) for c in picks for col in COLORS]; im = generate(world, [caption(c, color=col) for c, col in asked], list(range(len(asked))), desc='colours'); u = judge.embed(im)
-    hit = sum(int((u[i]@judge.embed_text([caption(c, color=k) for k in COLORS]).T).argmax()) == list(COLORS).index(col) for i, (c, col) in enumerate(asked))
+    text = {c: judge.embed_text([caption(c, color=k) for k in COLORS]) for c in picks}
+    hit = sum(int((u[i]@text[c].T).argmax()) == list(COLORS).index(col) for i, (c, col) in enumerate(asked))
     flat = [(b, c) for b, cs in BENCHMARKS.items() for c in cs]; flat = [flat[i] for i in np.resize(g.permutation(len(flat)), 200)]
     im2 = generate(world, [caption(c) for _, c in flat], [1000+i for i in range(len(flat))], desc='concepts'); v = judge.embed(im2)
     text = {b: judge.embed_text([caption(c) for c in cs]) for b, cs in BENCHMARKS.items()}

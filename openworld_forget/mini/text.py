@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..core import seed_for
+from ..worlds import byte_alphabet
 from .images import CAT_MOODS, COLORS, MONKEYS, STYLES, caption, concepts
 
 # %% ../../nbs/mini/02_text.ipynb #c004
@@ -38,9 +39,8 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 @lru_cache
 def _vocabulary():
-    chars = [chr(b) for b in [*range(33, 127), *range(161, 173), *range(174, 256)]] + [chr(256+i) for i in range(68)]
     merges = learn_merges(words())
-    return {t: i for i, t in enumerate(dict.fromkeys([*chars, *[c+'</w>' for c in chars], *[''.join(m) for m in merges], '<|startoftext|>', '<|endoftext|>']))}, merges
+    return {t: i for i, t in enumerate(dict.fromkeys([*byte_alphabet(), *[''.join(m) for m in merges], '<|startoftext|>', '<|endoftext|>']))}, merges
 
 def new_tokenizer() -> CLIPTokenizer:
     "A CLIPTokenizer for which every caption word is one token."
