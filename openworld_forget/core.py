@@ -43,9 +43,9 @@ def seed_for(
     for part in (int(seed), stage, *key): h.update(f'{part}\x1f'.encode())
     return int.from_bytes(h.digest(), 'little') >> 1
 
-def generator(seed: int, stage: str, *key) -> torch.Generator:
-    "A CPU generator of its own for (seed, stage, key); draw on the CPU, then move, so devices agree."
-    return torch.Generator().manual_seed(seed_for(seed, stage, *key))
+def generator(seed: int, stage: str, *key, device='cpu') -> torch.Generator:
+    "A generator of its own for (seed, stage, key). Draw on the CPU, then move, so that devices agree; only the mini world's own training draws on its device."
+    return torch.Generator(device).manual_seed(seed_for(seed, stage, *key))
 
 def rng(seed: int, stage: str, *key) -> np.random.Generator:
     "The NumPy counterpart of `generator`."

@@ -48,7 +48,7 @@ def unpack(tensors: dict, params: dict, opt, ema: dict|None):
             p.copy_(tensors[f'w/{k}'])
             if ema: ema[k].copy_(tensors[f'ema/{k}'])
             state = {n.rsplit('/', 1)[1]: v for n, v in tensors.items() if n.startswith(f'opt/{k}/')}
-            if state: opt.state[p] = {s: v if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}   # same memory layout: same bits
+            if state: opt.state[p] = {s: v.to(p.device if p.is_cuda else 'cpu') if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}   # same memory layout: same bits
 
 def fit(
     params: dict[str, nn.Parameter],  # what is trained
@@ -61,7 +61,7 @@ def fit(
     until: int|None=None,             # stop (with a checkpoint) after this many steps, to go on later
 ) -> tuple[list[dict], dict|None]:    # log (one dict of floats per step), moving average of the weights
     "Run or resume a training; the result does not depend on where it was interrupted."
-    opt = torch.optim.AdamW(list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(.9, recipe.beta2), foreach=False)
+    opt = torch.optim.AdamW(list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(.9, recipe.beta2), foreach=False, fused=next(iter(params.values())).is_cuda)
     ema = {k: p.detach().clone() for k, p in params.items()} if recipe.ema else None
     log, start, key = [], 0, content_key(key, recipe)
     if path and Path(path).exists():
@@ -72,16 +72,17 @@ def fit(
     for step in bar:
         for g in opt.param_groups: g['lr'] = rate(recipe, step)
         terms = loss(step); terms = terms if isinstance(terms, dict) else {'loss': terms}
-        for k, v in terms.items():
-            if not torch.isfinite(v): raise ForgetError(f'{desc}: term {k!r} is {v.item()} at step {step}. Lower the learning rate; the last checkpoint is kept.')
         sum(terms.values()).backward()
         norm = nn.utils.clip_grad_norm_(params.values(), recipe.clip)
-        if not torch.isfinite(norm): raise ForgetError(f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.')
+        *values, size = torch.stack([v.detach().float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
+        for k, v in zip(terms, values):
+            if not math.isfinite(v): raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. Lower the learning rate; the last checkpoint is kept.')
+        if not math.isfinite(size): raise ForgetError(f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.')
         opt.step(); opt.zero_grad(set_to_none=True)
         if ema:
             d = min(recipe.ema, (1+step)/(10+step))
-            with torch.no_grad(): [e.lerp_(params[k].detach(), 1-d) for k, e in ema.items()]
-        log.append({k: v.item() for k, v in terms.items()} | {'norm': norm.item()})
+            with torch.no_grad(): torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1-d)
+        log.append(dict(zip(terms, values)) | {'norm': size})
         if step % 20 == 0: bar.set_postfix({k: f'{v:.3f}' for k, v in log[-1].items()})
         if path and ((step+1) % every == 0 or step+1 in (recipe.steps, until)): save_tensors(path, pack(params, opt, ema), dict(step=step+1, log=log, key=key))
     return log, ema

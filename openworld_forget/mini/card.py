@@ -27,7 +27,7 @@ def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
 def measure_vae(world: World, seed=0) -> dict:
     "PSNR (dB) of reconstructed held-out designs."
     from openworld_forget.mini.vae import psnr
-    im, _ = pool(splits()['heldout'], 1, seed, 'vae test'); x = torch.from_numpy(im).permute(0, 3, 1, 2).float()/255
+    im, _ = pool(splits()['heldout'], 1, seed, 'vae test'); x = im.float()/255
     p = psnr(2*x - 1, 2*world.decode(world.encode(x)) - 1); return dict(psnr=p.mean().item(), sd=p.std().item(), low=p.quantile(.05).item(), n=len(p))
 
 def measure_accuracy(world: World, split: str, per_class=10, stages=(4, 20), seed=0) -> dict[str, dict]:

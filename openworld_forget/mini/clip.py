@@ -4,32 +4,33 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'CLIP_RECIPE', 'new_clip', 'to_pixels', 'contrastive', 'judge_caption', 'train_clip', 'zero_shot',
-           'save_clip', 'main']
+           'save_clip', 'judge_accuracy', 'main']
 
 # %% ../../nbs/mini/03_clip.ipynb #c003
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 from ..core import generator, outputs, root, seed_for, write_json
 from ..train import Recipe, fit
-from .images import BENCHMARKS, caption, pool, splits, training_pool
-from .text import LENGTH, new_tokenizer
+from ..worlds import default_device
+from .images import BENCHMARKS, caption, compose, drawings, facts_of, place, pool, sampling, splits
+from .text import LENGTH, caption_index, caption_table, new_tokenizer
 
 # %% ../../nbs/mini/03_clip.ipynb #c004
 MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)    # CLIP's own pixel statistics
 
-def new_clip(vocab_size: int, width=128, layers=(4, 2), patch=8, seed=1) -> CLIPModel:
+def new_clip(vocab_size: int, width=192, layers=(6, 3), patch=8, seed=1) -> CLIPModel:
     "An untrained CLIP for 64 px images and captions of 20 tokens."
     common = dict(hidden_size=width, intermediate_size=4*width, num_attention_heads=4, hidden_act='quick_gelu')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'clip init'))
-        return CLIPModel(CLIPConfig(projection_dim=width, vision_config=dict(common, num_hidden_layers=layers[0], image_size=64, patch_size=patch, projection_dim=width),
+        return CLIPModel(CLIPConfig(projection_dim=width, vision_config=dict(common, attention_dropout=.1, num_hidden_layers=layers[0], image_size=64, patch_size=patch, projection_dim=width),
             text_config=dict(common, num_hidden_layers=layers[1], vocab_size=vocab_size, max_position_embeddings=LENGTH, bos_token_id=vocab_size-2, eos_token_id=vocab_size-1, pad_token_id=vocab_size-1, projection_dim=width)))
 
-def to_pixels(images: np.ndarray) -> torch.Tensor:
-    "uint8 [n, 64, 64, 3] to CLIP-normalized float [n, 3, 64, 64]."
-    x = torch.as_tensor(np.asarray(images)).permute(0, 3, 1, 2).float()/255
-    return (x - torch.tensor(MEAN).view(3, 1, 1))/torch.tensor(STD).view(3, 1, 1)
+def to_pixels(x: torch.Tensor) -> torch.Tensor:
+    "Images [n, 3, 64, 64], float in [0, 1] or uint8, normalized as CLIP wants them."
+    x = x if x.is_floating_point() else x.float()/255; f = lambda v: torch.tensor(v, device=x.device).view(3, 1, 1)
+    return (x - f(MEAN))/f(STD)
 
 # %% ../../nbs/mini/03_clip.ipynb #c006
 def contrastive(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -38,29 +39,29 @@ def contrastive(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, same: tor
     return .5*((s.logsumexp(1) - hit.logsumexp(1)).mean() + (s.logsumexp(0) - hit.logsumexp(0)).mean())
 
 # %% ../../nbs/mini/03_clip.ipynb #c008
-def judge_caption(f: dict, v: float) -> str:
-    "Caption of an image with facts `f`: concept always, style and background sometimes."
-    return caption(f['concept'], f['style'] if .25 < v < .6 else None, f['color'] if v > .4 else None)
+def judge_caption(concept, style, color, v):
+    "Row in the caption table, by `v` in [0, 1): concept always, style and background sometimes. All tensors [n]."
+    return caption_index(concept, torch.where((v > .25) & (v < .6), style, -1), torch.where(v > .4, color, -1))
 
 def _unit(x): return F.normalize(x if isinstance(x, torch.Tensor) else x.pooler_output, dim=-1)
 
-def train_clip(images: np.ndarray, facts: list[dict], recipe: Recipe, path: Path|None=None, until=None, seed=1) -> tuple[CLIPModel, list]:
-    "Train, or go on training, the judge on uint8 [n, 64, 64, 3] with facts."
-    tok = new_tokenizer(); model = new_clip(len(tok), seed=seed)
-    ids = lambda c: tok(c, padding='max_length', max_length=LENGTH, return_tensors='pt').input_ids
+def train_clip(items: list, recipe: Recipe, path: Path|None=None, until=None, seed=1, every=100, device='cpu') -> tuple[CLIPModel, list]:
+    "Train, or go on training, the judge on compositions of (concept, rendering) pairs."
+    model = new_clip(len(new_tokenizer()), seed=seed).to(device).train(); d, table, cum = drawings(items).to(device), caption_table().to(device), sampling(items).to(device)
+    concept, style = (v.to(device) for v in facts_of(items)); n = recipe.batch
     def loss(step):
-        g = generator(seed, 'clip', step); i = torch.randint(len(facts), (recipe.batch,), generator=g).sort().values
-        caps = [judge_caption(facts[k], v) for k, v in zip(i.tolist(), torch.rand(len(i), generator=g).tolist())]
-        u, v = _unit(model.get_image_features(pixel_values=to_pixels(images[i.numpy()]))), _unit(model.get_text_features(input_ids=ids(caps)))
-        same = torch.tensor([[a == b for b in caps] for a in caps])
-        return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), same)}
-    log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=100, key=f'clip {len(facts)} {seed}', desc='CLIP', until=until)
+        g = generator(seed, 'clip', step, device=device); i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1)
+        p = place(n, g, jitter=.08, stretch=.15, turn=20.); k = judge_caption(concept[i], style[i], p['color'], torch.rand(n, generator=g, device=device))
+        torch.manual_seed(seed_for(seed, 'clip dropout', step))
+        u, v = _unit(model.get_image_features(pixel_values=to_pixels(compose(d[i], p)))), _unit(model.get_text_features(input_ids=table[k]))
+        return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), k[:, None] == k)}
+    log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=f'clip {len(items)} {seed}', desc='CLIP', until=until)
     if ema: model.load_state_dict(ema, strict=False)
     return model.eval().requires_grad_(False), log
 
 @torch.no_grad()
-def zero_shot(model: CLIPModel, images: np.ndarray, captions: list[str]) -> torch.Tensor:
-    "Cosine [n, captions] of images uint8 [n, 64, 64, 3] with captions."
+def zero_shot(model: CLIPModel, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    "Cosine [n, captions] of images uint8 [n, 3, 64, 64] with captions."
     v = _unit(model.get_text_features(input_ids=new_tokenizer()(captions, padding='max_length', max_length=LENGTH, return_tensors='pt').input_ids))
     return torch.cat([_unit(model.get_image_features(pixel_values=to_pixels(images[k:k+256])))@v.T for k in range(0, len(images), 256)])
 
@@ -71,13 +72,15 @@ def save_clip(model: CLIPModel, folder: Path):
     model.half().save_pretrained(folder); new_tokenizer().save_pretrained(folder)
     write_json(folder/'preprocessor_config.json', dict(image_processor_type='CLIPImageProcessor', image_mean=MEAN, image_std=STD, do_resize=True, size=dict(shortest_edge=64), do_center_crop=False, do_normalize=True, do_rescale=True, resample=3))
 
-def main(until=None):
+def judge_accuracy(model: CLIPModel, variants=2) -> dict[str, tuple]:
+    "Top-1 and top-3 percentage among a benchmark's classes on held-out designs, and n."
+    x, f = pool([i for i in splits()['heldout'] if any(i[0] in c for c in BENCHMARKS.values())], variants, stage='clip test'); out = {}
+    for b, cls in BENCHMARKS.items():
+        k = [i for i, q in enumerate(f) if q['concept'] in cls]; s = zero_shot(model, x[k], [caption(c) for c in cls]); y = torch.tensor([cls.index(f[i]['concept']) for i in k])
+        out[b] = (round(100*(s.argmax(1) == y).float().mean().item(), 1), round(100*(s.topk(3).indices == y[:, None]).any(1).float().mean().item(), 1), len(k))
+    return out
+
+def main(until=None, device=None):
     "Train the released judge and write `weights/mini-clip`."
-    im, facts = training_pool(32)
-    model, log = train_clip(im, facts, CLIP_RECIPE, outputs()/'cache/mini/clip.ckpt.safetensors', until)
-    for name, items in (('held-out', splits()['heldout']),):
-        x, f = pool(items, 2, stage='clip test')
-        for b, cls in BENCHMARKS.items():
-            k = [i for i, q in enumerate(f) if q['concept'] in cls]; s = zero_shot(model, x[k], [caption(c) for c in cls])
-            y = torch.tensor([cls.index(f[i]['concept']) for i in k]); print(name, b, f'top-1 {100*(s.argmax(1) == y).float().mean():.1f} % top-3 {100*(s.topk(3).indices == y[:, None]).any(1).float().mean():.1f} % n={len(k)}')
-    save_clip(model, root()/'weights/mini-clip')
+    model, log = train_clip(splits()['train'], CLIP_RECIPE, outputs()/'cache/mini/clip.ckpt.safetensors', until, every=1000, device=device or default_device()); model.cpu()
+    print(judge_accuracy(model)); save_clip(model, root()/'weights/mini-clip')

@@ -7,10 +7,10 @@ __all__ = ['RENDER', 'splits', 'benchmarks', 'subjects', 'benchmark', 'subject',
            'eval_templates', 'generic_captions']
 
 # %% ../../nbs/mini/05_data.ipynb #c003
-import numpy as np, torch
+import torch
 from ..core import ForgetError, choose, rng
 from ..concepts import Benchmark, Subject
-from .images import BENCHMARKS, COLORS, STYLES, SUBJECTS, TEMPLATE, caption, compose, concepts, drawings
+from .images import BENCHMARKS, COLORS, STYLES, SUBJECTS, TEMPLATE, caption, compositions, concepts
 from .images import splits as image_splits
 
 # %% ../../nbs/mini/05_data.ipynb #c005
@@ -25,20 +25,20 @@ def _check(size):
 def benchmark(name: str, split: str, size: int=RENDER, per_class: int|None=None, seed: int=0) -> Benchmark:
     "`per_class` (default 10) test images of every class, cycling through its drawings; background, placement and jitter are drawn anew."
     _check(size); classes = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]; k = per_class or 10
-    pick = image_splits()['train' if choose(split, splits(), 'split') == 'known' else 'heldout']; images, labels, groups, n = [], [], [], 0
+    pick = image_splits()['train' if choose(split, splits(), 'split') == 'known' else 'heldout']; shown, keys, labels, groups, n = [], [], [], [], 0
     for c, cls in enumerate(classes):
-        items = [i for i in pick if i[0] == cls]; items = [items[j] for j in rng(seed, 'order', cls, split).permutation(len(items))]; d = drawings(items)
+        items = [i for i in pick if i[0] == cls]; items = [items[j] for j in rng(seed, 'order', cls, split).permutation(len(items))]
         for j in range(k):
-            images.append(compose(d[j % len(items)], rng(seed, 'test image', split, cls, j))[0]); labels.append(c); groups.append(n + j % len(items))
+            shown.append(items[j % len(items)]); keys.append((split, cls, j)); labels.append(c); groups.append(n + j % len(items))
         n += len(items)
-    return Benchmark(name, split, classes, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), torch.tensor(groups), TEMPLATE)
+    return Benchmark(name, split, classes, compositions(shown, seed, 'test image', keys)[0], torch.tensor(labels), torch.tensor(groups), TEMPLATE)
 
 def subject(name: str, size: int=RENDER, token: str='sks') -> Subject:
     "Three to five images of a subject on varied backgrounds, scales and turns."
-    _check(size); word, items = SUBJECTS[choose(name, SUBJECTS, 'concept')]; d = drawings(items)
+    _check(size); word, items = SUBJECTS[choose(name, SUBJECTS, 'concept')]; n = max(4, len(items))
     colors = rng(0, 'subject colors', name).permutation(list(COLORS))
-    ims = [compose(d[i % len(items)], rng(0, 'subject', name, i), color=str(colors[i]))[0] for i in range(max(4, len(items)))]
-    return Subject(name, word, torch.from_numpy(np.stack(ims)).permute(0, 3, 1, 2).contiguous(), token, TEMPLATE)
+    ims, _ = compositions([items[i % len(items)] for i in range(n)], 0, 'subject', [(name, i) for i in range(n)], [str(c) for c in colors[:n]])
+    return Subject(name, word, ims, token, TEMPLATE)
 
 def unrelated_prompts() -> list[str]:
     "Twenty-eight prompts on four classes of every benchmark: seven each bare, in a style, on a coloured background, and both."

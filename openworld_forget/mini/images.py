@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['STYLES', 'PACKAGES', 'BENCHMARKS', 'CAT_MOODS', 'MONKEYS', 'DROP_GROUPS', 'KEEP', 'DROP_NAMES', 'DROP_PARTS',
            'SUBJECTS', 'COLORS', 'SIDE', 'TEMPLATE', 'design', 'node_modules', 'matrix', 'available', 'concepts',
-           'subject_drawings', 'splits', 'svg', 'draw', 'drawings', 'compose', 'pool', 'training_pool', 'caption']
+           'subject_drawings', 'splits', 'svg', 'draw', 'drawings', 'place', 'compose', 'to_bytes', 'compositions',
+           'pool', 'sampling', 'facts_of', 'caption']
 
 # %% ../../nbs/mini/00_images.ipynb #c003
 import base64, csv, io, json, os
 from functools import lru_cache
 from pathlib import Path
-import numpy as np
+import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
-from ..core import ForgetError, atomic, choose, content_key, outputs, read_json, rng, root, write_json
+from ..core import ForgetError, atomic, choose, content_key, generator, outputs, rng, root
 
 # %% ../../nbs/mini/00_images.ipynb #c006
 STYLES = {'noto': 'noto', 'noto-v1': 'blob', 'twemoji': 'flat', 'openmoji': 'outline', 'fluent': 'gradient', 'fluent-flat': 'matte', 'webp-fluent3d': 'glossy',
@@ -138,64 +139,77 @@ def draw(name: str, rendering: str) -> np.ndarray:
     out = Image.new('RGBA', (SIDE, SIDE)); out.paste(im, ((SIDE-im.width)//2, (SIDE-im.height)//2))
     return np.array(out)
 
-def drawings(items) -> np.ndarray:
-    "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering), cached on disk by content."
-    items = [tuple(i) for i in items]; lock = Path(root()/'package-lock.json')
-    f = outputs()/'cache'/f'drawings-{content_key(items, lock, SIDE)}.npy'
+@lru_cache
+def _library() -> tuple[np.ndarray, dict]:
+    items = sum(splits().values(), []); f = outputs()/'cache'/f'drawings-{content_key(items, Path(root()/"package-lock.json"), SIDE)}.npy'
     if not f.exists():
         a = np.stack([draw(*i) for i in tqdm(items, desc='draw', leave=False)])
         with atomic(f) as t:
             with open(t, 'wb') as h: np.save(h, a)
-    return np.load(f, mmap_mode='r')
+    return np.load(f, mmap_mode='r'), {i: k for k, i in enumerate(items)}
+
+def drawings(items) -> torch.Tensor:
+    "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and cached on disk."
+    a, where = _library(); items = [tuple(i) for i in items]
+    return torch.from_numpy(np.stack([a[where[i]] if i in where else draw(*i) for i in items]))
 
 # %% ../../nbs/mini/00_images.ipynb #c023
-def compose(
-    rgba: np.ndarray,               # [128, 128, 4] uint8
-    g: np.random.Generator,         # decides everything that is not given
-    color: str|None=None,           # background colour term; drawn (white four times as likely) when None
-    size: int=64,                   # side of the result in pixels
-    scale: tuple=(.68, 1.),         # range of the drawing's side relative to the image
-    turn: float=12.,                # largest rotation in degrees
-    jitter: float=.06,              # sd of the colour gain of drawing and background
-) -> tuple[np.ndarray, dict]:       # uint8 [size, size, 3], facts
-    "Place a drawing on a background."
-    color = color or str(g.choice([*COLORS, 'white', 'white', 'white']))
-    bg = np.clip(np.array(COLORS[color])*(1 + jitter*g.standard_normal()) + 255*jitter*.5*g.standard_normal(3), 0, 255)
-    s, gain = g.uniform(*scale), np.clip(1 + jitter*g.standard_normal(3), .8, 1.2).astype(np.float32); im = Image.fromarray(np.asarray(rgba))
-    if g.random() < .5: im = im.transpose(Image.FLIP_LEFT_RIGHT)
-    im = im.rotate(g.uniform(-turn, turn), Image.BILINEAR) if turn else im
-    k = max(8, round(size*s)); im = im.resize((k, k), Image.BOX if 2*k == rgba.shape[0] else Image.HAMMING)
-    x, y = (int(g.integers(0, size-k+1)) for _ in range(2))
-    f = np.zeros((size, size, 4), np.float32); f[y:y+k, x:x+k] = im; f[..., :3] *= gain
-    al = f[..., 3:]/255
-    return np.clip(f[..., :3]*al + bg.astype(np.float32)*(1-al) + .5, 0, 255).astype(np.uint8), dict(color=color, scale=float(s))
+def place(
+    n: int,
+    g: torch.Generator,     # decides everything that is not given
+    color=None,             # background term, or indices [n] into COLORS; drawn (white four times as likely) when None
+    scale=(.68, 1.),        # range of the drawing's side relative to the image
+    turn: float=12.,        # largest rotation in degrees
+    jitter: float=.06,      # sd of the colour gain of drawing and background
+    stretch: float=0.,      # largest relative change of width against height
+) -> dict[str, torch.Tensor]:   # color [n], background [n, 3] and gain [n, 3] (of 255 and 1), affine [n, 2, 3]
+    "Circumstances of n compositions."
+    u, z = torch.rand(n, 7, generator=g, device=g.device), torch.randn(n, 7, generator=g, device=g.device); terms = list(COLORS)
+    if isinstance(color, str): color = torch.full((n,), terms.index(color), device=g.device)
+    if color is None: color = torch.tensor([*range(11), *[terms.index('white')]*3], device=g.device)[(14*u[:, 0]).long()]
+    rgb = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=g.device)[color]
+    bg = (rgb*(1 + jitter*z[:, :1]) + 127.5*jitter*z[:, 1:4]).clamp(0, 255)
+    s = (scale[0] + (scale[1]-scale[0])*u[:, 1])[:, None]*torch.stack([torch.exp(stretch*(u[:, 6]-.5)), torch.exp(-stretch*(u[:, 6]-.5))], 1).clamp(max=1/scale[1])
+    a = torch.deg2rad(turn*(2*u[:, 2] - 1)); c = (1-s)*(2*u[:, 3:5] - 1); cos, sin, m = a.cos(), a.sin(), 1 - 2*(u[:, 5] < .5).float()
+    A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :]      # mirror after turn, each output axis divided by its size
+    return dict(color=color, background=bg, gain=(1 + jitter*z[:, 4:7]).clamp(.8, 1.2), affine=torch.cat([A, -A@c[..., None]], 2))
 
-def pool(
-    items,              # (concept, rendering) pairs
-    variants: int,      # images per drawing
-    seed: int=0, stage: str='pool',
-    colors=None,        # background terms to cycle through, or None to draw them
-) -> tuple[np.ndarray, list[dict]]:
-    "Many compositions: uint8 [n*variants, 64, 64, 3] and their facts (concept, rendering, style, color)."
-    d = drawings(items); out = np.empty((len(items)*variants, 64, 64, 3), np.uint8); facts = []
-    for i, (n, r) in enumerate(tqdm(items, desc=stage, leave=False)):
-        for v in range(variants):
-            k = i*variants + v
-            out[k], f = compose(d[i], rng(seed, stage, n, r, v), color=colors[k % len(colors)] if colors else None)
-            facts.append(dict(concept=n, rendering=r, style=STYLES[r], **f))
-    return out, facts
+def compose(rgba: torch.Tensor, p: dict[str, torch.Tensor], size: int=64) -> torch.Tensor:
+    "Drawings uint8 [n, 128, 128, 4] on their backgrounds: float [n, 3, size, size] in [0, 1]."
+    x = rgba.permute(0, 3, 1, 2).float()/255; alpha = x[:, 3:]
+    x = torch.cat([x[:, :3]*alpha*p['gain'][:, :, None, None], alpha], 1)       # premultiplied: transparent pixels have no colour to bleed
+    x = F.grid_sample(x, F.affine_grid(p['affine'], (len(x), 4, 2*size, 2*size), align_corners=False), align_corners=False)
+    x = F.avg_pool2d(x, 2); return (x[:, :3] + (1 - x[:, 3:])*p['background'][:, :, None, None]/255).clamp(0, 1)
 
-def training_pool(variants: int=16) -> tuple[np.ndarray, list[dict]]:
-    "The training split's compositions and facts, cached on disk (about 600 MB)."
-    items = splits()['train']; f = outputs()/'cache'/f'pool-{content_key(items, variants, Path(root()/"package-lock.json"))}.npy'
-    if not f.exists():
-        im, facts = pool(items, variants)
-        write_json(f.with_suffix('.json'), facts)
-        with atomic(f) as t:
-            with open(t, 'wb') as h: np.save(h, im)
-    return np.load(f, mmap_mode='r'), read_json(f.with_suffix('.json'))
+def to_bytes(x: torch.Tensor) -> torch.Tensor:
+    "Float images in [0, 1] as uint8."
+    return (255*x + .5).clamp(0, 255).byte()
 
-# %% ../../nbs/mini/00_images.ipynb #c026
+def compositions(items, seed: int, stage: str, keys, color=None) -> tuple[torch.Tensor, list[str]]:
+    "uint8 [n, 3, 64, 64] and background terms; every picture has its own generator, from (seed, stage, key), so it does not depend on its neighbours."
+    terms = list(COLORS); d = drawings(items)
+    ps = [place(1, generator(seed, stage, *k), color=None if color is None else color[i]) for i, k in enumerate(keys)]
+    p = {k: torch.cat([q[k] for q in ps]) for k in ps[0]}
+    return torch.cat([to_bytes(compose(d[i:i+256], {k: v[i:i+256] for k, v in p.items()})) for i in range(0, len(d), 256)]), [terms[k] for k in p['color']]
+
+def pool(items, variants: int, seed: int=0, stage: str='pool') -> tuple[torch.Tensor, list[dict]]:
+    "Several compositions of each drawing: uint8 [n*variants, 3, 64, 64] and their facts (concept, rendering, style, color)."
+    many = [(n, r, v) for n, r in items for v in range(variants)]; im, colors = compositions([m[:2] for m in many], seed, stage, many)
+    return im, [dict(concept=n, rendering=r, style=STYLES[r], color=c) for (n, r, _), c in zip(many, colors)]
+
+# %% ../../nbs/mini/00_images.ipynb #c028
+def sampling(items, boost: float=2.) -> torch.Tensor:
+    "Cumulative sampling probabilities [n] of (concept, rendering) pairs; benchmark classes `boost` times as often as other concepts."
+    bench = {c for b in BENCHMARKS.values() for c in b}; names = [n for n, _ in items]; count = {n: names.count(n) for n in set(names)}
+    w = torch.tensor([(boost if n in bench else 1.)/count[n] for n in names], dtype=torch.float64).cumsum(0)
+    return w/w[-1]
+
+def facts_of(items) -> tuple[torch.Tensor, torch.Tensor]:
+    "Concept (index into `concepts()`) and style (index into `STYLES`) of (concept, rendering) pairs, each [n]."
+    names, styles = list(concepts()), list(STYLES)
+    return torch.tensor([names.index(n) for n, _ in items]), torch.tensor([styles.index(r) for _, r in items])
+
+# %% ../../nbs/mini/00_images.ipynb #c031
 TEMPLATE = 'a drawing of a {}'
 def caption(concept: str, style: str|None=None, color: str|None=None) -> str:
     "The caption of a composed image."
