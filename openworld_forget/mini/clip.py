@@ -66,7 +66,7 @@ def zero_shot(model: CLIPModel, images: torch.Tensor, captions: list[str]) -> to
     return torch.cat([_unit(model.get_image_features(pixel_values=to_pixels(images[k:k+256])))@v.T for k in range(0, len(images), 256)])
 
 # %% ../../nbs/mini/03_clip.ipynb #c011
-CLIP_RECIPE = Recipe(steps=700, lr=1e-3, batch=128, warmup=100, flat=.3, weight_decay=.05, beta2=.98, ema=.99)
+CLIP_RECIPE = Recipe(steps=9000, lr=4e-4, batch=512, warmup=500, flat=.2, weight_decay=.05, beta2=.98, ema=.999)
 def save_clip(model: CLIPModel, folder: Path):
     "Write model (fp16), tokenizer and pixel statistics as a transformers folder."
     model.half().save_pretrained(folder); new_tokenizer().save_pretrained(folder)

@@ -65,7 +65,7 @@ def train_denoiser(
     return unet.cpu().eval().requires_grad_(False), text.cpu().eval().requires_grad_(False), log
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c015
-DENOISER_RECIPE = Recipe(steps=3900, lr=2e-3, batch=128, warmup=100, flat=.4, weight_decay=1e-2, beta2=.99, ema=.999)
+DENOISER_RECIPE = Recipe(steps=3456, lr=2e-3, batch=1024, warmup=345, flat=.3, weight_decay=1e-2, beta2=.99, ema=.999)
 
 def main(until=None, device=None):
     "Train the released denoiser; write the world's folder `weights/mini` in fp16."

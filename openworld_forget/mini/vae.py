@@ -117,7 +117,7 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor, batch=256) -> torch.Te
     return torch.cat([vae.decode(vae.encode(to_float(images[i:i+batch])).latent_dist.mean).sample for i in range(0, len(images), batch)])
 
 # %% ../../nbs/mini/01_vae.ipynb #c014
-VAE_RECIPE = Recipe(steps=3300, lr=3e-4, batch=8, warmup=50, flat=.3, weight_decay=0., beta2=.99, ema=.995)
+VAE_RECIPE = Recipe(steps=6000, lr=1e-3, batch=64, warmup=100, flat=.3, weight_decay=0., beta2=.99, ema=.999)
 def transform(temper: float=.5) -> dict[str, torch.Tensor]:
     "The released encoder's transform: principal components of three compositions of every training drawing, computed once."
     f = outputs()/f'cache/mini/principal-{temper:g}.safetensors'
