@@ -25,8 +25,8 @@ class Budget(Record):
     "How much is measured."
     benchmarks: int = 7             # how many of the benchmarks
     splits: list[str] = ['known', 'heldout']
-    per_class: int = 4              # test images per class and split
-    stages: list[int] = [3, 12]     # timesteps after each stage of the classifier
+    per_class: int = 3              # test images per class and split
+    stages: list[int] = [2, 6]      # timesteps after each stage of the classifier
     prompts: int = 28               # unrelated prompts
     per_prompt: int = 8             # images per unrelated prompt
     per_template: int = 4           # images per evaluation prompt of the subject
@@ -118,7 +118,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
         for m in study.methods:
             for seed in study.seeds:
                 f = home/c/m/f'seed-{seed}'; p = dict(concept=c, method=m, seed=seed)
-                k = add('customize', f, [base], **p)
+                k = add('customize', f, **p)
                 last += [add(n, f, [base, k], **p) for n in ('semantic', 'appearance', 'fidelity')]
     add('summary', home, [base, *last])
     return steps

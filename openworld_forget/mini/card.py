@@ -66,7 +66,7 @@ def card(m: dict) -> str:
     return f"""# The mini world: model card
 
 Two sets of weights, both trained by the notebooks in `nbs/mini` and by nothing else:
-`mini` (a `StableDiffusionPipeline`: CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel; 64 px images, 8 x 8 x 12 latents, epsilon prediction, Stable Diffusion's schedule)
+`mini` (a `StableDiffusionPipeline`: CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel; 64 px images, 8 x 8 x 16 latents, epsilon prediction, Stable Diffusion's schedule)
 and `mini-clip` (a `CLIPModel` that only judges; trained apart from the text encoder of `mini`).
 
 **Use.** To study how customization changes a text-to-image model, at a size where every experiment can be repeated on two CPU cores. It draws small icons; it is no tool for making pictures.
@@ -74,7 +74,7 @@ and `mini-clip` (a `CLIPModel` that only judges; trained apart from the text enc
 **Data.** {m['train']} drawings of {m['concepts']} Unicode concepts (no people, flags or symbols) by nine vendors in eleven renderings, composed on coloured backgrounds and captioned; {m['heldout_drawings']} drawings (two designs per concept) and every drawing of the ten customization subjects were held out. The drawings are not in this repository; `package.json` pins them.
 Licences: noto, noto-v1, fxemoji Apache-2.0; twemoji, emojione, streamline CC-BY-4.0; openmoji, emojione-v1 CC-BY-SA-4.0; fluent MIT.
 
-**Recipe.** VAE {m['recipes']['vae']}; denoiser {m['recipes']['denoiser']}, min-SNR 5, caption dropout 10 %, averaged weights; judge {m['recipes']['clip']}. One training seed (0; judge 1). Weights are stored, and were measured, in fp16 precision.
+**Recipe.** VAE {m['recipes']['vae']}; denoiser {m['recipes']['denoiser']}, min-SNR 5, caption dropout 10 %, averaged weights; judge {m['recipes']['clip']}. Trained once (seed 0; judge 1) on one H100 in TF32, with random numbers drawn on that device: a rerun elsewhere gives other weights of the same kind. Weights are stored, and were measured, in fp16 precision.
 
 ## Measured
 
