@@ -52,8 +52,9 @@ def train_clip(items: list, recipe: Recipe, path: Path|None=None, until=None, se
     def loss(step):
         g = generator(seed, 'clip', step, device=device); i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1)
         p = place(n, g, jitter=.08, stretch=.15, turn=20.); k = judge_caption(concept[i], style[i], p['color'], torch.rand(n, generator=g, device=device))
-        torch.manual_seed(seed_for(seed, 'clip dropout', step))
-        u, v = _unit(model.get_image_features(pixel_values=to_pixels(compose(d[i], p)))), _unit(model.get_text_features(input_ids=table[k]))
+        with torch.random.fork_rng(devices=[g.device] if g.device.type == 'cuda' else []):                # attention dropout
+            torch.manual_seed(seed_for(seed, 'clip dropout', step))
+            u, v = _unit(model.get_image_features(pixel_values=to_pixels(compose(d[i], p)))), _unit(model.get_text_features(input_ids=table[k]))
         return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), k[:, None] == k)}
     log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=f'clip {len(items)} {seed}', desc='CLIP', until=until)
     if ema: model.load_state_dict(ema, strict=False)

@@ -18,13 +18,13 @@ from .text import caption_index, caption_table, new_text_encoder, new_tokenizer
 from .vae import LATENT, latents_of, transform
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c005
-def new_unet(channels=(64, 128), latent=16, width=128, seed=0, dropout=0.) -> UNet2DConditionModel:
+def new_unet(channels=(64, 128), latent=16, width=128, seed=0) -> UNet2DConditionModel:
     "An untrained UNet for latents [n, 16, 8, 8] and text states of width 128."
     n = len(channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'unet init'))
         return UNet2DConditionModel(8, latent, latent, down_block_types=('CrossAttnDownBlock2D',)*n, up_block_types=('CrossAttnUpBlock2D',)*n, block_out_channels=channels, layers_per_block=1,
-                                    cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8, dropout=dropout).to(memory_format=torch.channels_last)
+                                    cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c007
 def draw_caption(concept: torch.Tensor, style: torch.Tensor, color: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -44,19 +44,18 @@ def train_denoiser(
     pc: dict,                   # the encoder's transform
     recipe: Recipe,
     path: Path|None=None,       # checkpoint
-    until=None, seed=0, every=100, device='cpu', augment=AUGMENT, channels=(64, 128), dropout=0., compile=False,
+    until=None, seed=0, every=100, device='cpu', augment=AUGMENT, channels=(64, 128),
 ):                              # UNet, text encoder (both with averaged weights, on the CPU), log
     "Train, or go on training, denoiser and text encoder on new compositions at every step. Random numbers are drawn on `device`."
-    unet, text, table = new_unet(channels, LATENT, seed=seed, dropout=dropout).to(device), new_text_encoder(len(new_tokenizer()), seed=seed).to(device), caption_table().to(device)
+    unet, text, table = new_unet(channels, LATENT, seed=seed).to(device), new_text_encoder(len(new_tokenizer()), seed=seed).to(device), caption_table().to(device)
     bar, cum, d, pc = sd_schedule().alphas_cumprod.to(device), sampling(items).to(device), drawings(items).to(device), {k: v.to(device) for k, v in pc.items()}
-    concept, style = (v.to(device) for v in facts_of(items)); n = recipe.batch; run = torch.compile(unet) if compile else unet
+    concept, style = (v.to(device) for v in facts_of(items)); n = recipe.batch
     def loss(step):
         g = generator(seed, 'denoiser', step, device=device); rand = lambda **kw: torch.rand(n, generator=g, device=device, **kw)
         i = torch.searchsorted(cum, rand(dtype=torch.float64)).clamp(max=len(items)-1); p = place(n, g, **augment)
         z = latents_of(2*compose(d[i], p) - 1, pc); t = torch.randint(len(bar), (n,), generator=g, device=device); a = bar[t]; k = a.view(-1, 1, 1, 1)
         e = torch.randn(z.shape, generator=g, device=device); c = text(table[draw_caption(concept[i], style[i], p['color'], rand())])[0]
-        if dropout: torch.manual_seed(seed_for(seed, 'denoiser dropout', step))
-        out = run((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
+        out = unet((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
         return {'noise': (min_snr(a)*(out.float() - e).pow(2).mean((1, 2, 3))).mean()}
     params = {f'unet.{k}': p for k, p in unet.named_parameters()} | {f'text.{k}': p for k, p in text.named_parameters()}
     log, ema = fit(params, loss, recipe, path, every=every, key=content_key('denoiser', len(items), seed), desc='denoiser', until=until)
