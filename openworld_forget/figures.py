@@ -6,6 +6,7 @@
 __all__ = ['INK', 'FLOOR', 'SWATCH', 'style', 'save_figure', 'wall', 'forest', 'color_bars', 'paper_table']
 
 # %% ../nbs/12_figures.ipynb #c003
+import textwrap
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
 from .core import ForgetError, atomic
@@ -34,11 +35,12 @@ def wall(
     size: float=1.15,               # inches per image
 ):
     "A figure of images in rows and columns."
-    n = len(images); r = -(-n//columns); fig, ax = plt.subplots(r, columns, figsize=(size*columns + (1. if rows else 0), (size + (.22 if titles and len(titles) > columns else 0))*r + (.25 if titles else 0)), squeeze=False)
+    titles = [textwrap.fill(t, int(17*size)) for t in titles or []]; tall = .12*max([t.count('\n')+1 for t in titles], default=0)      # 17 letters of 7 points to the inch
+    n = len(images); r = -(-n//columns); fig, ax = plt.subplots(r, columns, figsize=(size*columns + (1. if rows else 0), (size + (tall if len(titles) > columns else 0))*r + tall), squeeze=False)
     for k, a in enumerate(ax.flat):
         a.set(xticks=[], yticks=[]); a.grid(False); [s.set_visible(False) for s in a.spines.values()]
         if k < n: a.imshow(images[k].permute(1, 2, 0).numpy(), interpolation='nearest')
-        if titles and k < len(titles): a.set_title(titles[k], fontsize=7, loc='center', fontweight='normal', wrap=True)
+        if k < len(titles): a.set_title(titles[k], fontsize=7, loc='center', fontweight='normal')
         if rows and k % columns == 0 and k//columns < len(rows): a.set_ylabel(rows[k//columns], rotation=0, ha='right', va='center', fontsize=9)
     return fig
 
@@ -58,7 +60,7 @@ def forest(
         v, lo, hi = (t[c].to_numpy(float) for c in ('value', 'low', 'high'))
         ax.scatter(t.floor, pos, marker='D', s=24, facecolor='white', edgecolor=FLOOR, zorder=2, label='floor' if g == 0 else None)
         ax.errorbar(v, pos, xerr=np.nan_to_num([np.maximum(v-lo, 0), np.maximum(hi-v, 0)]), fmt='o', ms=5, color=color, capsize=2, lw=1.4, zorder=3, label=grp or 'adapted')
-    ax.axvline(0, color=INK, lw=.8); ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel=''); ax.legend(loc='best'); return ax
+    ax.axvline(0, color=INK, lw=.8); ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel=''); ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1)); return ax
 
 # %% ../nbs/12_figures.ipynb #c013
 SWATCH = dict(black='#17171a', blue='#2f6fe0', brown='#7d4b23', grey='#8a8a8d', gray='#8a8a8d', green='#35a14a', orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red='#d22328', white='#f7f7f7', yellow='#f8dc3c')
