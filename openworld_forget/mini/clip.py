@@ -11,13 +11,14 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
 from ..core import generator, outputs, root, seed_for, write_json
+from ..judges import CLIP_STATS
 from ..train import Recipe, fit
 from ..worlds import default_device
-from .images import BENCHMARKS, caption, compose, drawings, facts_of, place, pool, sampling, splits
+from .images import BENCHMARKS, caption, composer, pool, splits
 from .text import LENGTH, caption_index, caption_table, new_tokenizer
 
 # %% ../../nbs/mini/03_clip.ipynb #c004
-MEAN, STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)    # CLIP's own pixel statistics
+MEAN, STD = CLIP_STATS
 
 def new_clip(vocab_size: int, width=192, layers=(6, 3), patch=8, seed=1) -> CLIPModel:
     "An untrained CLIP for 64 px images and captions of 20 tokens."
@@ -47,14 +48,12 @@ def _unit(x): return F.normalize(x if isinstance(x, torch.Tensor) else x.pooler_
 
 def train_clip(items: list, recipe: Recipe, path: Path|None=None, until=None, seed=1, every=100, device='cpu') -> tuple[CLIPModel, list]:
     "Train, or go on training, the judge on compositions of (concept, rendering) pairs."
-    model = new_clip(len(new_tokenizer()), seed=seed).to(device).train(); d, table, cum = drawings(items).to(device), caption_table().to(device), sampling(items).to(device)
-    concept, style = (v.to(device) for v in facts_of(items)); n = recipe.batch
+    model = new_clip(len(new_tokenizer()), seed=seed).to(device).train(); pictures, table = composer(items, device, jitter=.08, stretch=.15, turn=20.), caption_table().to(device)
     def loss(step):
-        g = generator(seed, 'clip', step, device=device); i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1)
-        p = place(n, g, jitter=.08, stretch=.15, turn=20.); k = judge_caption(concept[i], style[i], p['color'], torch.rand(n, generator=g, device=device))
+        g = generator(seed, 'clip', step, device=device); x, *facts = pictures(recipe.batch, g); k = judge_caption(*facts, torch.rand(recipe.batch, generator=g, device=device))
         with torch.random.fork_rng(devices=[g.device] if g.device.type == 'cuda' else []):                # attention dropout
             torch.manual_seed(seed_for(seed, 'clip dropout', step))
-            u, v = _unit(model.get_image_features(pixel_values=to_pixels(compose(d[i], p)))), _unit(model.get_text_features(input_ids=table[k]))
+            u, v = _unit(model.get_image_features(pixel_values=to_pixels(x))), _unit(model.get_text_features(input_ids=table[k]))
         return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), k[:, None] == k)}
     log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=f'clip {len(items)} {seed}', desc='CLIP', until=until)
     if ema: model.load_state_dict(ema, strict=False)

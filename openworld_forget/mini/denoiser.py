@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from ..core import content_key, generator, outputs, root, seed_for
 from ..train import Recipe, fit
 from ..worlds import World, default_device, save_world, sd_schedule, spec_of
-from .images import compose, drawings, facts_of, place, sampling, splits
+from .images import composer, splits
 from .text import caption_index, caption_table, new_text_encoder, new_tokenizer
 from .vae import LATENT, latents_of, transform
 
@@ -48,13 +48,11 @@ def train_denoiser(
 ):                              # UNet, text encoder (both with averaged weights, on the CPU), log
     "Train, or go on training, denoiser and text encoder on new compositions at every step. Random numbers are drawn on `device`."
     unet, text, table = new_unet(channels, LATENT, seed=seed).to(device), new_text_encoder(len(new_tokenizer()), seed=seed).to(device), caption_table().to(device)
-    bar, cum, d, pc = sd_schedule().alphas_cumprod.to(device), sampling(items).to(device), drawings(items).to(device), {k: v.to(device) for k, v in pc.items()}
-    concept, style = (v.to(device) for v in facts_of(items)); n = recipe.batch
+    bar, pictures, pc, n = sd_schedule().alphas_cumprod.to(device), composer(items, device, **augment), {k: v.to(device) for k, v in pc.items()}, recipe.batch
     def loss(step):
-        g = generator(seed, 'denoiser', step, device=device); rand = lambda **kw: torch.rand(n, generator=g, device=device, **kw)
-        i = torch.searchsorted(cum, rand(dtype=torch.float64)).clamp(max=len(items)-1); p = place(n, g, **augment)
-        z = latents_of(2*compose(d[i], p) - 1, pc); t = torch.randint(len(bar), (n,), generator=g, device=device); a = bar[t]; k = a.view(-1, 1, 1, 1)
-        e = torch.randn(z.shape, generator=g, device=device); c = text(table[draw_caption(concept[i], style[i], p['color'], rand())])[0]
+        g = generator(seed, 'denoiser', step, device=device); x, *facts = pictures(n, g)
+        z = latents_of(2*x - 1, pc); t = torch.randint(len(bar), (n,), generator=g, device=device); a = bar[t]; k = a.view(-1, 1, 1, 1)
+        e = torch.randn(z.shape, generator=g, device=device); c = text(table[draw_caption(*facts, torch.rand(n, generator=g, device=device))])[0]
         out = unet((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
         return {'noise': (min_snr(a)*(out.float() - e).pow(2).mean((1, 2, 3))).mean()}
     params = {f'unet.{k}': p for k, p in unet.named_parameters()} | {f'text.{k}': p for k, p in text.named_parameters()}

@@ -6,7 +6,7 @@
 __all__ = ['STYLES', 'PACKAGES', 'BENCHMARKS', 'CAT_MOODS', 'MONKEYS', 'DROP_GROUPS', 'KEEP', 'DROP_NAMES', 'DROP_PARTS',
            'SUBJECTS', 'COLORS', 'SIDE', 'TEMPLATE', 'design', 'node_modules', 'matrix', 'available', 'concepts',
            'subject_drawings', 'splits', 'svg', 'draw', 'drawings', 'place', 'compose', 'to_bytes', 'compositions',
-           'pool', 'sampling', 'facts_of', 'caption']
+           'pool', 'sampling', 'facts_of', 'composer', 'caption']
 
 # %% ../../nbs/mini/00_images.ipynb #c003
 import base64, csv, io, json, os
@@ -208,6 +208,14 @@ def facts_of(items) -> tuple[torch.Tensor, torch.Tensor]:
     "Concept (index into `concepts()`) and style (index into `STYLES`) of (concept, rendering) pairs, each [n]."
     names, styles = list(concepts()), list(STYLES)
     return torch.tensor([names.index(n) for n, _ in items]), torch.tensor([styles.index(r) for _, r in items])
+
+def composer(items, device='cpu', **how):
+    "A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new compositions of (concept, rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."
+    d, cum = drawings(items).to(device), sampling(items).to(device); concept, style = (v.to(device) for v in facts_of(items))
+    def draw_batch(n: int, g: torch.Generator):
+        i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1); p = place(n, g, **how)
+        return compose(d[i], p), concept[i], style[i], p['color']
+    return draw_batch
 
 # %% ../../nbs/mini/00_images.ipynb #c031
 TEMPLATE = 'a drawing of a {}'
