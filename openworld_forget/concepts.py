@@ -112,11 +112,11 @@ def _names(kind):
 def subjects() -> list[str]: "Names of the subjects in the data folder."; return _names('subjects')
 def benchmarks() -> list[str]: "Names of the benchmarks in the data folder."; return _names('benchmarks')
 
-def subject(name: str, size: int, token='sks') -> Subject:
+def subject(name: str, size: int, token='sks', template='a photo of a {}') -> Subject:
     "The subject of that name."
     d = data_root()/'subjects'/choose(name, subjects(), 'concept'); f = d/'class.txt'
     if not f.is_file(): raise ForgetError(f'{f} is missing: write the class word of the subject into it, for example "dog".')
-    return subject_from_folder(d, f.read_text().strip(), size, token)
+    return subject_from_folder(d, f.read_text(encoding='utf-8', errors='replace').strip(), size, token, template, name)
 
 def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: int=0) -> Benchmark:
     "Class-balanced test images of a benchmark folder (there is one split, `test`)."

@@ -49,9 +49,10 @@ def look(
     images,                  # as in `check_images`
     prompt: str|None=None,   # already without V*; None for reference photos
     batch: int=64,
+    cache=None,              # folder for the features
 ) -> dict:
     "Features `clip` [n, d], `features` [n, k], and with a prompt `text` [d]."
-    x = check_images(images); out = {k: judges[k].embed(x, batch).numpy() for k in ('clip', 'features')}
+    x = check_images(images); out = {k: judges[k].embed(x, batch, cache).numpy() for k in ('clip', 'features')}
     return out if prompt is None else out | dict(text=judges['clip'].embed_text([prompt])[0].numpy())
 
 def fidelity_table(
@@ -62,7 +63,7 @@ def fidelity_table(
     networks: dict,              # names of the judges `clip` and `features`
     seed: int=0, draws: int=1000,    # of the bootstrap over generated images
 ) -> pd.DataFrame:
-    "Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is the real photos' value."
+    "Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."
     if not generated: raise ForgetError('No prompts: the generated set is empty. Generate images first.')
     if base is not None and not base: raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
     text = lambda v: text_alignment(v['clip'], v['text'])
@@ -74,5 +75,7 @@ def fidelity_table(
         every = resample(total, draws, seed, 'fidelity')@np.concatenate([*x.values()]); floor = np.concatenate([*b.values()]).mean() if b else np.nan
         top = pd.DataFrame([(name, '(all)', every[0], total, *interval(every, total), floor, networks[judge])], columns=COLUMNS)
         per = rows(name, {p: resample(n[p], draws, seed, 'fidelity', p)@x[p] for p in x}, n, {p: float(b[p].mean()) for p in x if p in b}, networks[judge], worst='min')
-        out.append(pd.concat([top, per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
+        if {p: len(v) for p, v in b.items()} == n:
+            gain = resample(total, draws, seed, 'fidelity')@np.concatenate([x[p] - b[p] for p in x]); top.loc[1] = (f'{name}_gain', '(all)', gain[0], total, *interval(gain, total), 0., networks[judge])
+        out.append(pd.concat([top, per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan)); out[-1].loc[out[-1].measure == f'{name}_gain', 'ceiling'] = np.nan
     return pd.concat(out, ignore_index=True)[[*COLUMNS[:-1], 'ceiling', 'network']]

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate', 'confusion',
-           'WorstDrop', 'worst_class_drop', 'resample_weights', 'interval', 'paired_bootstrap',
-           'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests', 'dropped_classes',
-           'drift_table', 'concept_table', 'expected_floor']
+           'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'wilson', 'resample_weights', 'interval',
+           'paired_bootstrap', 'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests',
+           'dropped_classes', 'drift_table', 'concept_table', 'expected_floor']
 
 # %% ../nbs/08_semantic.ipynb #c003
+import math
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import binom
@@ -75,7 +76,23 @@ STATS = dict(                       # name -> f(labels, base, adapted, C, w): pe
     worst_class_drop=lambda y, b, a, C, w=None: _worst(class_drop(y, b, a, C, w)),
     flip_rate=lambda y, b, a, C, w=None: flip_rate(b, a, w))
 
-# %% ../nbs/08_semantic.ipynb #c011
+# %% ../nbs/08_semantic.ipynb #c009
+def over_benchmarks(stat, sizes: list[int]):
+    "The mean over benchmarks of a statistic (a name in STATS, or a function like those); `sizes` are the benchmarks' numbers of classes, which are numbered through."
+    f, edge = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], np.cumsum([0, *sizes])
+    def mean(labels, base, adapted, C, w=None):
+        if C != edge[-1]: raise ForgetError(f'{C} classes, but benchmarks of {list(sizes)}: the sizes must add up.')
+        at = [(lo, hi, (labels >= lo) & (labels < hi)) for lo, hi in zip(edge, edge[1:])]
+        return np.mean([f(labels[m] - lo, base[m] - lo, adapted[m] - lo, hi - lo, None if w is None else w[:, m]) for lo, hi, m in at], 0)
+    return mean
+
+# %% ../nbs/08_semantic.ipynb #c014
+def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
+    "Percentage and 95 % Wilson interval, in percent."
+    p = hits/n; m, h = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
+    return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
+
+# %% ../nbs/08_semantic.ipynb #c018
 def resample_weights(
     labels,            # [N]
     groups=None,       # [N], any values: images with the same value are drawn together; None: every image alone
@@ -129,7 +146,7 @@ def hierarchical_bootstrap(
     v = rng(seed, 'bootstrap concepts').multinomial(K, np.full(K, 1/K), size=n)/K
     return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind or _kind(f, after))
 
-# %% ../nbs/08_semantic.ipynb #c016
+# %% ../nbs/08_semantic.ipynb #c023
 def measures(labels, base, adapted, C: int) -> dict:
     "Every statistic of STATS as a float."
     return {k: float(f(labels, base, adapted, C)) for k, f in STATS.items()}
@@ -163,7 +180,7 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
     t = class_tests(labels, classes, base_pred, adapted_pred, groups)
     return t[t.p_holm <= alpha].sort_values('drop', ascending=False, kind='stable')['class'].tolist()
 
-# %% ../nbs/08_semantic.ipynb #c021
+# %% ../nbs/08_semantic.ipynb #c028
 def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''): return {'measure': measure, 'class': cls, 'value': float(value), 'n': int(n), 'low': float(lohi[0]), 'high': float(lohi[1]), 'floor': float(floor)}
 
 def drift_table(
@@ -198,7 +215,7 @@ def concept_table(
     rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C), np.nan if f is None else at(s, after, f)) for k, (s, after) in specs.items()]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
-# %% ../nbs/08_semantic.ipynb #c025
+# %% ../nbs/08_semantic.ipynb #c032
 def expected_floor(
     C: int, per_class: int,     # classes, test images per class
     accuracy: float,            # the base's, percent

@@ -1,10 +1,12 @@
 "The straight road from a study file to a report, at the smallest size, through papermill; and what happens to wrong input."
-import os, shutil, subprocess, sys
+import os, shutil, subprocess, sys, time
 
 import pandas as pd
+import psutil
 import pytest
 
 from conftest import ROOT
+from openworld_forget.study import main
 
 def study(*args, out, **env):
     return subprocess.run([sys.executable, '-m', 'openworld_forget.study', *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=1500,
@@ -17,7 +19,8 @@ def test_the_road(tmp_path):
     smoke = tmp_path; r = study('studies/smoke.yaml', '--serial', out=smoke); assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
     home = smoke/'smoke'; t = tables(smoke)
     assert set(t) == {'smoke/base/base.parquet', *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity'))}
-    head = pd.read_csv(home/'tables/headline.csv', index_col=0); assert list(head.columns) == ['floor (base)', 'db', 'db-dc'] and not head[['db', 'db-dc']].isna().any().any()
+    head = pd.read_csv(home/'tables/headline.csv'); assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
+    assert (home/'headline.txt').read_text().splitlines()[0].split() == ['floor', '(base)', 'db', 'db-dc']
     every = pd.concat(t.values()); assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
     drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()      # every drift has its floor beside it
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
@@ -29,10 +32,27 @@ def test_the_road(tmp_path):
     r = study('studies/smoke.yaml', '--workers', 1, out=smoke); assert r.returncode == 0 and '1 to run' in r.stdout, r.stdout + r.stderr      # through Parsl this time
     for k, v in tables(smoke).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)                                            # the same bits
 
-@pytest.mark.parametrize('text, says', [('name: x\nconcepts: [cat-notto]', 'cat-noto'), ('name: x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'), ('name: x\nconcepts: [cat-noto]\nworld: mimi', 'mini'), ('- a', 'mapping'), ('name: [', 'YAML')])
-def test_wrong_study_files(tmp_path, text, says):
-    (tmp_path/'s.yaml').write_text(text); r = study(tmp_path/'s.yaml', out=tmp_path)
-    assert r.returncode == 2 and says in r.stderr and 'Traceback' not in r.stderr and list(tmp_path.iterdir()) == [tmp_path/'s.yaml']
+def of_study(out):
+    "Processes that carry this run's output folder in their environment."
+    for p in psutil.process_iter():
+        try:
+            if p.pid != os.getpid() and p.environ().get('OWF_OUTPUTS') == str(out) and p.status() != psutil.STATUS_ZOMBIE: yield p, ' '.join(p.cmdline())
+        except psutil.Error: pass
+
+def test_nothing_outlives_a_killed_study(tmp_path):
+    "SIGKILL to the command: its workers and kernels end by themselves; meanwhile a second command on the folder is refused."
+    start = lambda: subprocess.Popen([sys.executable, '-m', 'openworld_forget.study', 'studies/smoke.yaml'], cwd=ROOT, env={**os.environ, 'OWF_OUTPUTS': str(tmp_path)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    p = start(); end = time.time() + 180
+    while time.time() < end and not any('ipykernel' in c for _, c in of_study(tmp_path)): time.sleep(.2)
+    r = study('studies/smoke.yaml', out=tmp_path); assert r.returncode == 2 and 'Another command is running' in r.stderr, r.stdout + r.stderr
+    p.kill(); p.wait(); end = time.time() + 120
+    while time.time() < end and list(of_study(tmp_path)): time.sleep(.5)
+    assert not (left := list(of_study(tmp_path))), left
+
+@pytest.mark.parametrize('text, says', [('name: x\nconcepts: [cat-notto]', 'cat-noto'), ('name: x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'), ('name: x\nconcepts: [cat-noto]\nmethod_overrides: {lamda: 2}', 'lamda'), ('name: x\nconcepts: [cat-noto]\nworld: mimi', 'mini'), ('- a', 'mapping'), ('name: [', 'YAML')])
+def test_wrong_study_files(tmp_path, monkeypatch, capsys, text, says):
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path)); (tmp_path/'s.yaml').write_text(text)
+    assert main([str(tmp_path/'s.yaml')]) == 2 and says in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path/'s.yaml']
 
 @pytest.mark.parametrize('damage', ['missing', 'truncated'])
 def test_damaged_weights(tmp_path, damage):
@@ -43,3 +63,17 @@ def test_damaged_weights(tmp_path, damage):
     f.unlink() if damage == 'missing' else f.write_bytes(f.read_bytes()[:5000])
     r = study('studies/smoke.yaml', out=tmp_path/'out', OWF_HOME=str(home))
     assert r.returncode == 2 and 'unet' in r.stderr and 'git checkout weights' in r.stderr and 'Traceback' not in r.stderr, r.stderr[-2000:]
+
+@pytest.mark.parametrize('damage, says', [('none', 'holds no images'), ('empty', '0 bytes'), ('truncated', 'not a complete image'), ('huge', 'million are read'), ('text', 'not a complete image'), ('no class', 'class.txt')])
+def test_damaged_pictures(tmp_path, monkeypatch, capsys, damage, says):
+    "A user's own subject with a bad picture is refused before anything runs, and names the file."
+    from PIL import Image
+    f = tmp_path/'data/subjects/my-mug'; f.mkdir(parents=True); (f/'class.txt').write_text('mug')
+    for i in range(3): Image.effect_noise((80, 80), 90).save(f/f'{i}.png')
+    bad = f/'1.png'; whole = bad.read_bytes()
+    if damage == 'none': [p.unlink() for p in f.glob('*.png')]
+    elif damage == 'huge': Image.new('1', (9000, 9000)).save(bad)
+    elif damage == 'no class': (f/'class.txt').unlink()
+    else: bad.write_bytes(dict(empty=b'', truncated=whole[:len(whole)//2], text=b'hello')[damage])
+    monkeypatch.setenv('OWF_DATA', str(tmp_path/'data')); monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'out')); (tmp_path/'s.yaml').write_text('name: mine\nconcepts: [my-mug]\nbudget: smoke')
+    assert main([str(tmp_path/'s.yaml')]) == 2 and says in (e := capsys.readouterr().err) and 'my-mug' in e and not (tmp_path/'out/mine').exists()

@@ -9,7 +9,9 @@ __all__ = ['RENDER', 'splits', 'benchmarks', 'subjects', 'benchmark', 'subject',
 # %% ../../nbs/mini/05_data.ipynb #c003
 import torch
 from ..core import ForgetError, choose, rng
-from ..concepts import Benchmark, Subject
+from ..concepts import Benchmark, Subject, data_root
+from ..concepts import subject as own_subject
+from ..concepts import subjects as own_subjects
 from .images import BENCHMARKS, COLORS, STYLES, SUBJECTS, TEMPLATE, caption, compositions, concepts
 from .images import splits as image_splits
 
@@ -17,7 +19,7 @@ from .images import splits as image_splits
 RENDER = 64
 def splits() -> list[str]: "`known`: training drawings in unseen placements; `heldout`: designs that training never saw."; return ['known', 'heldout']
 def benchmarks() -> list[str]: "The seven benchmarks."; return list(BENCHMARKS)
-def subjects() -> list[str]: "The ten customization subjects."; return list(SUBJECTS)
+def subjects() -> list[str]: "The ten customization subjects, and yours: folders in `$OWF_DATA/subjects` (`data/subjects`)."; return [*SUBJECTS, *(n for n in (own_subjects() if (data_root()/"subjects").is_dir() else []) if n not in SUBJECTS)]
 
 def _check(size):
     if size != RENDER: raise ForgetError(f'The mini world draws at {RENDER} pixels, not {size}.')
@@ -34,8 +36,10 @@ def benchmark(name: str, split: str, size: int=RENDER, per_class: int|None=None,
     return Benchmark(name, split, classes, compositions(shown, seed, 'test image', keys)[0], torch.tensor(labels), torch.tensor(groups), TEMPLATE)
 
 def subject(name: str, size: int=RENDER, token: str='sks') -> Subject:
-    "Three to five images of a subject on varied backgrounds, scales and turns."
-    _check(size); word, items = SUBJECTS[choose(name, SUBJECTS, 'concept')]; n = max(4, len(items))
+    "Three to five images of a subject on varied backgrounds, scales and turns; or your own, as they are."
+    _check(size)
+    if choose(name, subjects(), 'concept') not in SUBJECTS: return own_subject(name, size, token, TEMPLATE)
+    word, items = SUBJECTS[name]; n = max(4, len(items))
     colors = rng(0, 'subject colors', name).permutation(list(COLORS))
     ims, _ = compositions([items[i % len(items)] for i in range(n)], 0, 'subject', [(name, i) for i in range(n)], [str(c) for c in colors[:n]])
     return Subject(name, word, ims, token, TEMPLATE)

@@ -56,7 +56,7 @@ def train_denoiser(
         out = unet((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
         return {'noise': (min_snr(a)*(out.float() - e).pow(2).mean((1, 2, 3))).mean()}
     params = {f'unet.{k}': p for k, p in unet.named_parameters()} | {f'text.{k}': p for k, p in text.named_parameters()}
-    log, ema = fit(params, loss, recipe, path, every=every, key=content_key('denoiser', len(items), seed), desc='denoiser', until=until)
+    log, ema = fit(params, loss, recipe, path, every=every, key=content_key('denoiser', items, pc, augment, channels, seed), desc='denoiser', until=until)
     if ema:
         with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
     return unet.cpu().eval().requires_grad_(False), text.cpu().eval().requires_grad_(False), log
