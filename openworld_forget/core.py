@@ -58,7 +58,7 @@ def noise(shape, seed: int, stage: str, keys) -> torch.Tensor:
 # %% ../nbs/00_core.ipynb #c011
 def _feed(h, o):
     if isinstance(o, torch.Tensor):
-        o = o.detach().cpu().contiguous(); h.update(f'{o.dtype}{tuple(o.shape)}'.encode()); h.update(o.view(torch.uint8).numpy().tobytes() if o.numel() else b'')
+        o = o.detach().cpu().contiguous(); h.update(f'{o.dtype}{tuple(o.shape)}'.encode()); h.update(o.flatten().view(torch.uint8).numpy().tobytes() if o.numel() else b'')
     elif isinstance(o, np.ndarray): h.update(f'{o.dtype}{o.shape}'.encode()); h.update(np.ascontiguousarray(o).tobytes())
     elif isinstance(o, Path):
         for p in ([o] if o.is_file() else sorted(q for q in o.rglob('*') if q.is_file())): h.update(p.relative_to(o.parent).as_posix().encode()); h.update(p.read_bytes())
@@ -106,10 +106,10 @@ def check_finite(tensors: dict, where='tensors'):
     for k, v in tensors.items():
         if v.is_floating_point() and not torch.isfinite(v).all(): raise ForgetError(f'{where}: {k!r} has non-finite values. The file is damaged or its training diverged; make it again.')
 
-def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None):
-    "Write a dict of tensors as safetensors, atomically; `meta` is stored as JSON in the header."
+def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict|None=None):
+    "Write a dict of tensors as safetensors, atomically; `meta` is stored as JSON in the header, `more` as further texts for other readers."
     check_finite(tensors, f'refused to write {path}')
-    with atomic(path) as t: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, t, metadata={'meta': json.dumps(meta or {}, sort_keys=True)})
+    with atomic(path) as t: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, t, metadata={'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})})
 
 def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
     "Read `(tensors, meta)` of a safetensors file; missing, damaged and non-finite files are `ForgetError`s."

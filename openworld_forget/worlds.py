@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import nn
+from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from .core import ForgetError, Record, check_finite, choose, content_key, generator, read_json, root, write_json
@@ -80,7 +81,7 @@ class World:
 
     def tokens(self, prompts: list[str]) -> torch.Tensor:
         "Token ids [n, length]; a prompt that does not fit is an error, not a silent cut."
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = TextualInversionLoaderMixin().maybe_convert_prompt([prompts] if isinstance(prompts, str) else list(prompts), self.tokenizer)      # a word of several vectors
         ids = self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, return_tensors='pt').input_ids if prompts else torch.empty(0, self.tokenizer.model_max_length, dtype=torch.long)
         if ids.shape[1] > self.tokenizer.model_max_length: raise ForgetError(f'A prompt has {ids.shape[1]} tokens; this world reads {self.tokenizer.model_max_length}: {max(prompts, key=len)!r}.')
         return ids.to(self.device)
@@ -144,7 +145,11 @@ def default_device() -> str:
 def _load(cls, source, sub, **kw):
     try: m = cls.from_pretrained(source, subfolder=sub, use_safetensors=True, **kw)
     except Exception as e: raise ForgetError(f'{source}: its {sub} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). Expected a diffusers folder with safetensors; restore it (`git checkout weights`), or check the hub id and your connection.') from None
-    check_finite(m.state_dict(), f'{source}/{sub}'); return m.eval().requires_grad_(False)
+    check_finite(m.state_dict(), f'{source}/{sub}'); return _ready(m)
+
+def _ready(m):
+    "Frozen, in evaluation mode, with the memory layout in which convolutions run fastest."
+    return m.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 def load_world(
     world: str|WorldSpec,   # a registered name, or a definition
@@ -186,7 +191,7 @@ def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='o
         vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, (8, 8, 16, 16), 1, latent_channels=4, norm_num_groups=4, sample_size=8*size, mid_block_add_attention=False)
         unet = UNet2DConditionModel(size, 4, 4, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8)
     spec = WorldSpec(name='tiny', source='tiny', data=data, clip='', features='', sampling_steps=4)
-    return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[m.eval().requires_grad_(False) for m in (text, vae, unet)], sd_schedule(prediction))
+    return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[_ready(m) for m in (text, vae, unet)], sd_schedule(prediction))
 
 def save_world(world: World, folder: Path|str):
     "Write a world as a diffusers folder (safetensors)."
