@@ -111,15 +111,17 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     t.insert(0, 'floor (base)', rows.groupby('measure').floor.first().loc[order].map(f)); return t.rename_axis(None).rename_axis(None, axis=1)
 
 def verdicts(rows: pd.DataFrame) -> list[str]:
-    "What the headline says about each method with a correction (`x-dc`) and its plain form `x`, in sentences; also where the answer is no."
+    "What the headline says about each method `x`, and about its corrected form `x-dc` beside it, in sentences; also where the answer is no."
     at, out = rows.set_index(['measure', 'method']), []
     yes = lambda b: '**yes**' if b else '**no**'
     def plain(x): return f'{x.value:.3g} (95 % {x.low:.3g} to {x.high:.3g}; floor {x.floor:.3g})'
-    for m in [m for m in dict.fromkeys(rows.method) if f'{m}-dc' in set(rows.method)]:
+    for m in [m for m in dict.fromkeys(rows.method) if m.removesuffix('-dc') == m or m.removesuffix('-dc') not in set(rows.method)]:
         for k in dict.fromkeys(rows.measure):
             if not k.startswith(('accuracy drop', 'colour drift, mean', 'colour drift, all')): continue
-            x, y = at.loc[(k, m)], at.loc[(k, f'{m}-dc')]; over, dc = x.value - x.floor, y.value - y.floor
-            out.append(f'{k}: {m} {plain(x)}. Above the floor: {yes(over > 0)}; by more than its interval: {yes(x.low > x.floor)}. {m}-dc {plain(y)}: {y.value/x.value if x.value else np.nan:.2f} of {m}, at most half: {yes(y.value <= x.value/2)}' + (f'; {max(dc, 0)/over:.2f} of the excess over the floor.' if over > 0 else '.'))
+            x = at.loc[(k, m)]; over = x.value - x.floor; text = f'{k}: {m} {plain(x)}. Above the floor: {yes(over > 0)}; by more than its interval: {yes(x.low > x.floor)}.'
+            if (k, f'{m}-dc') in at.index:
+                y = at.loc[(k, f'{m}-dc')]; text += f' {m}-dc {plain(y)}: {y.value/x.value if x.value else np.nan:.2f} of {m}, at most half: {yes(y.value <= x.value/2)}' + (f'; {max(y.value - y.floor, 0)/over:.2f} of the excess over the floor.' if over > 0 else '.')
+            out.append(text)
     for m in dict.fromkeys(rows.method):
         if ('gain over the base', m) in at.index: x = at.loc[('gain over the base', m)]; out.append(f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} (95 % {x.low:.3f} to {x.high:.3f}): {yes(x.low > 0)}.')
     return out

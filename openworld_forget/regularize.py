@@ -68,7 +68,8 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
             if p.name == 'instance' and trains_text: c = adapted.encode_text([p.captions[k] for k in i.tolist()])
             zt.append(x); ts.append(t); cs.append(c); sizes.append(batch)
         out = adapted.predict(torch.cat(zt), torch.cat(ts), torch.cat(cs)).split(sizes)
-        return {p.name: p.weight*(o.float() - y.float()).pow(2).mean() for p, o, y in zip(parts, out, targets)}
+        wide = torch.promote_types(base.dtype, torch.float32)           # at least float32, also for a half-precision world
+        return {p.name: p.weight*(o.to(wide) - y.to(wide)).pow(2).mean() for p, o, y in zip(parts, out, targets)}
     return loss
 
 # %% ../nbs/06_regularize.ipynb #c012

@@ -16,9 +16,9 @@ from pathlib import Path
 import nbformat, pandas as pd, psutil, yaml
 from filelock import FileLock, Timeout
 from .core import ForgetError, Record, atomic, choose, content_key, manifest, outputs, read_json, root, seed_for, source_key, write_json, write_text
+from .checkpoints import checkpoint_kind, load_adapted
 from .classify import Stages
 from .concepts import data_root
-from .checkpoints import load_adapted
 from .generate import generate
 from .regularize import Method, method
 from .train import Recipe
@@ -48,8 +48,9 @@ class Study(Record):
     "What a study file says."
     name: str
     world: str = 'mini'
-    concepts: list[str]
+    concepts: list[str] = []
     methods: list[str] = ['db', 'db-dc']
+    checkpoints: dict[str, str] = {}   # name -> file or folder that another tool trained (see `checkpoints.ipynb`); relative to the project
     seeds: list[int] = [0]
     budget: str = 'quick'
     overrides: dict = {}            # fields of the budget
@@ -61,6 +62,9 @@ class Study(Record):
         "A method of the study, with the budget's training length and image count."
         m = method(name, **self.method_overrides)
         return m.but(images=self.limits.images, recipe={**m.recipe, **({'steps': self.limits.steps} if self.limits.steps else {})})
+    def folders(self, home: Path) -> dict[str, list[Path]]:
+        "The folders of the runs of every method and of every checkpoint."
+        return {m: [home/c/m/f'seed-{k}' for c in self.concepts for k in self.seeds] for m in self.methods if self.concepts} | {n: [home/'checkpoints'/n] for n in self.checkpoints}
 
 def _slug(name: str, what: str) -> str:
     import re
@@ -76,6 +80,10 @@ def read_study(path: Path|str) -> Study:
     s = Study.make(**d); _slug(s.name, 'The study name'); spec = spec_of(s.world); s.limits
     for c in s.concepts: choose(_slug(c, 'The concept'), provider(spec).subjects(), 'concept')
     for m in s.methods: s.method(m)
+    for n, f in s.checkpoints.items():
+        checkpoint_kind(root()/f)
+        if _slug(n, 'The checkpoint name') in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
+    if not s.concepts and not s.checkpoints: raise ForgetError(f'{path} names neither concepts to customize on nor checkpoints to measure.')
     return s
 
 # %% ../nbs/13_study.ipynb #c009
@@ -105,7 +113,7 @@ def template_key(name: str) -> str:
 
 def data_key(study: Study) -> str:
     "Content key of what the world is made of and where its images come from."
-    spec = spec_of(study.world); local = root()/spec.source; lock = root()/'package-lock.json'; own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()]
+    spec = spec_of(study.world); local = root()/spec.source; lock = root()/'package-lock.json'; own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()] + [root()/f for f in study.checkpoints.values()]
     return content_key(spec, *([local, root()/spec.clip] if local.is_dir() else []), lock if lock.exists() else '', own)
 
 def plan(study: Study, out: Path|None=None) -> list[Step]:
@@ -123,6 +131,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
                 f = home/c/m/f'seed-{seed}'; p = dict(concept=c, method=m, seed=seed)
                 k = add('customize', f, **p)
                 last += [add(n, f, [base, k], **p) for n in ('semantic', 'appearance', 'fidelity')]
+    for name in study.checkpoints: last += [add(n, home/'checkpoints'/name, [base], concept='', method=name, seed=0) for n in ('semantic', 'appearance')]
     add('summary', home, [base, *last])
     return steps
 
@@ -178,7 +187,8 @@ class Run:
     def __init__(self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0, key: str=''):
         self.study = Study.make(**json.loads(study)) if str(study).lstrip().startswith('{') else read_study(study)
         self.home = Path(home) if home else outputs()/self.study.name; self.limits, self.spec, self.data = self.study.limits, spec_of(self.study.world), provider(spec_of(self.study.world))
-        self.concept, self.seed, self.key = concept, int(seed), key; self.method = self.study.method(method) if method else None
+        self.concept, self.seed, self.key = concept, int(seed), key; self.checkpoint = self.study.checkpoints.get(method)
+        self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
         if concept: choose(concept, self.data.subjects(), 'concept')
         if os.environ.get('OWF_STUDY'): follow(os.environ['OWF_STUDY'])
     @property
@@ -186,13 +196,15 @@ class Run:
     @property
     def cache(self) -> Path: return self.home/'cache'
     @property
-    def folder(self) -> Path: return self.home/self.concept/self.method.name/f'seed-{self.seed}' if self.method else self.base_folder
+    def folder(self) -> Path: return self.home/'checkpoints'/self.method.name if self.checkpoint else self.home/self.concept/self.method.name/f'seed-{self.seed}' if self.method else self.base_folder
+    @property
+    def title(self) -> str: return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
     @cached_property
     def world(self): return load_world(self.spec)
     @cached_property
     def subject(self): return self.data.subject(self.concept, self.world.resolution, self.spec.token)
     @cached_property
-    def adapted(self): return load_adapted(self.world, self.folder/'adapter.safetensors').but(label=self.method.name)
+    def adapted(self): return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
     def stages(self) -> Stages: k = self.limits.stages; return Stages(steps=tuple(k), keep=(*[5]*(len(k)-1), 1))
     def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor))
@@ -217,7 +229,7 @@ class Run:
     def label(self, table: pd.DataFrame, **more) -> pd.DataFrame:
         "A measure's table with the run's columns; its own `prompt` or `class` column becomes `item`."
         t = table.rename(columns={'prompt': 'item', 'class': 'item'})
-        return t.assign(study=self.study.name, world=self.spec.name, concept=self.concept, method=self.method.name if self.method else 'base', seed=self.seed, **more)
+        return t.assign(study=self.study.name, world=self.spec.name, concept=self.concept or ('checkpoint' if self.checkpoint else ''), method=self.method.name if self.method else 'base', seed=self.seed, **more)
     def finish(self, name: str, table=None, files=(), **more): "Write the step's table and manifest."; finish(self.folder, name, self.key, table, files, **more)
 
 # %% ../nbs/13_study.ipynb #c019
@@ -287,8 +299,8 @@ def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
     b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
     classify = b.benchmarks*classes*b.per_class*len(b.splits)*(classes*b.stages[0] + sum(5*(y-x) for x, y in zip(b.stages, b.stages[1:]))); unrelated, portraits = b.prompts*b.per_prompt*k, 20*b.per_template*k
-    recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/len(study.methods))*16*k
-    return dict(base=2*classify + 2*unrelated + (len(study.concepts)+1)*b.images*k, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/len(study.methods)), summary=0.)
+    recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/max(1, len(study.methods)))*16*k
+    return dict(base=2*classify + 2*unrelated + (len(study.concepts)+1)*b.images*k, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/max(1, len(study.methods))), summary=0.)
 
 def estimate(steps: list[Step], world, workers: int) -> str:
     "A sentence on how long the steps that are not done will take, from a short trial of the denoiser on this machine."
