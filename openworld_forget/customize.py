@@ -46,16 +46,18 @@ def _db(world, a, token):
     return world.but(unet=unet, text_encoder=text), params | {f'text.{k}': p for k, p in text.named_parameters()}
 
 def _lora(world, a, token):
-    unet = clone(world.unet)
+    unet = clone(world.unet, share=True)             # no second copy of the weights: the base goes on using them
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0); unet.add_adapter(LoraConfig(r=a.rank, lora_alpha=a.alpha, target_modules=list(a.targets), init_lora_weights='gaussian'))
     for k, p in unet.named_parameters(): p.requires_grad_('lora_' in k)
     return world.but(unet=unet.train()), {f'unet.{k}': p for k, p in unet.named_parameters() if 'lora_' in k}
 
 def _cd(world, a, token):
-    unet, text = clone(world.unet), clone(world.text_encoder)
+    unet, text = clone(world.unet, share=True), clone(world.text_encoder, share=True)
     row = RowEmbedding(text.get_input_embeddings(), token_id(world, token)); text.set_input_embeddings(row)
-    params = {f'unet.{k}': p.requires_grad_(True) for k, p in unet.named_parameters() if 'attn2.to_k' in k or 'attn2.to_v' in k}
+    layers = {f'unet.{k}': m for k, m in unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))}
+    for m in layers.values(): m.weight = nn.Parameter(m.weight.detach().clone())
+    params = {f'{k}.weight': m.weight for k, m in layers.items()}
     return world.but(unet=unet.train(), text_encoder=text), params | {'text.row': row.row}
 
 ADAPTATIONS = {'db': _db, 'lora': _lora, 'cd': _cd}

@@ -167,9 +167,10 @@ def load_world(
     w = World(spec, tok, _load(CLIPTextModel, src, 'text_encoder', **kw), _load(AutoencoderKL, src, 'vae', **kw), _load(UNet2DConditionModel, src, 'unet', **kw), sched)
     return w.to(device or default_device(), dtype)
 
-def clone(module, train=False):
-    "An independent copy of a network."
-    return copy.deepcopy(module).train(train).requires_grad_(train)
+def clone(module, train=False, share=False):
+    "An independent copy of a network; with `share`, a copy of its layers around the same (frozen) weights."
+    memo = {id(t): t for t in (*module.parameters(), *module.buffers())} if share else {}
+    m = copy.deepcopy(module, memo); return m.train(train) if share else m.train(train).requires_grad_(train)
 
 # %% ../nbs/01_worlds.ipynb #c012
 def byte_alphabet() -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from openworld_forget.core import ForgetError, generator
 from openworld_forget.customize import Adaptation, adapt, load_own
 from openworld_forget.concepts import Subject
-from openworld_forget.regularize import METHODS, Term, correction_term, customize, method, objective
+from openworld_forget.regularize import METHODS, Term, correction_terms, customize, method, objective
 from openworld_forget.worlds import tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
@@ -75,8 +75,8 @@ def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch)
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_correction_is_zero_at_the_base(base, subject, cache, kind):
-    w, params = adapt(base, Adaptation(kind=kind), subject.token); t = correction_term(base, subject, 1., 'class', 2, cache=cache)
-    loss = objective(base, w, subject, [t], 2, 0)(0)['correction']; loss.backward()
+    w, params = adapt(base, Adaptation(kind=kind), subject.token); t = correction_terms(base, subject, 1., 'class', 2, cache=cache)
+    loss = objective(base, w, subject, t, 2, 0)(0)['correction']; loss.backward()
     assert loss < 1e-10 and max(p.grad.abs().max().item() for p in params.values() if p.grad is not None) < 1e-5
 
 @pytest.mark.parametrize('kind', KINDS)
