@@ -32,6 +32,18 @@ def test_the_road(tmp_path):
     r = study('studies/smoke.yaml', '--workers', 1, out=smoke); assert r.returncode == 0 and '1 to run' in r.stdout, r.stdout + r.stderr      # through Parsl this time
     for k, v in tables(smoke).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)                                            # the same bits
 
+def test_a_checkpoint_from_elsewhere(tmp_path):
+    "A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report."
+    import torch
+    from openworld_forget.core import generator
+    from openworld_forget.customize import Adaptation, adapt, save_adapted
+    from openworld_forget.worlds import load_world
+    w, a, g = load_world('mini', 'cpu'), Adaptation(kind='lora'), generator(0, 'elsewhere'); _, params = adapt(w, a, 'sks')
+    with torch.no_grad(): [p.copy_(.3*torch.randn(p.shape, generator=g)) for p in params.values()]
+    save_adapted(tmp_path/'pytorch_lora_weights.safetensors', w, params, a, 'sks'); (tmp_path/'s.yaml').write_text(f'name: audit\nbudget: smoke\ncheckpoints: {{mine: {tmp_path}/pytorch_lora_weights.safetensors}}')
+    r = study(tmp_path/'s.yaml', out=tmp_path); assert r.returncode == 0 and '4 to run' in r.stdout, r.stdout[-3000:] + r.stderr[-3000:]
+    head = pd.read_csv(tmp_path/'audit/tables/headline.csv').set_index('measure'); assert set(head.method) == {'mine'} and head.value['colour drift, mean'] > head.floor['colour drift, mean'] and 'pictures-checkpoints.png' in os.listdir(tmp_path/'audit/figures')
+
 def of_study(out):
     "Processes that carry this run's output folder in their environment."
     for p in psutil.process_iter():
