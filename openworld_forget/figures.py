@@ -84,13 +84,13 @@ def drop_rows(
     base, floor, adapted: dict,  # predictions [N], [N], method -> [K, N]
     groups, split: str, seed: int=0, n: int=1000,
 ) -> pd.DataFrame:
-    "Rows measure, method, value, low, high, floor, n, runs of one split: means over benchmarks and customizations."
+    "Rows measure, method, value, low, high, floor, n, runs, network of one split: means over benchmarks and customizations."
     C, out = sum(sizes), []
     for label, k in DROPS.items():
         f = over_benchmarks(k, sizes); kind = 'basic' if k == 'worst_class_drop' else 'percentile'; fl = float(f(labels, base, floor, C))
         for m, a in adapted.items():
             lo, hi = hierarchical_bootstrap(f, labels, base, a, groups, n, seed, C=C, kind=kind)
-            out.append(dict(measure=label.format(split), method=m, value=float(np.mean([f(labels, base, x, C) for x in a])), low=lo, high=hi, floor=fl, n=len(labels), runs=len(a)))
+            out.append(dict(measure=label.format(split), method=m, value=float(np.mean([f(labels, base, x, C) for x in a])), low=lo, high=hi, floor=fl, n=len(labels), runs=len(a), network='Diffusion Classifier'))
     return pd.DataFrame(out)
 
 def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
@@ -99,22 +99,23 @@ def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
     for label, (measure, item) in RUN_ROWS.items():
         for m in methods:
             r = results[(results.method == m) & (results.measure == measure) & (results['item'] == item)]
-            if len(r): out.append(dict(measure=label, method=m, **r[['value', 'low', 'high', 'floor', 'n']].mean(), runs=len(r)))
+            if len(r): out.append(dict(measure=label, method=m, **r[['value', 'low', 'high', 'floor', 'n']].mean(), runs=len(r), network=r.network.iloc[0]))
     return pd.DataFrame(out)
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    "The rows as text, a column per method: value [low, high]; the floor first."
+    "The rows as text, a column per method: value [low, high]; the floor first, images x customizations and the measuring network last."
     if not len(rows): raise ForgetError('No results to summarize. Run the study first.')
-    f = lambda v: '' if np.isnan(v) else f'{v:.1f}' if abs(v) >= 10 else f'{v:.3f}' if abs(v) < 1 else f'{v:.2f}'
+    f = lambda v: '' if np.isnan(v) else '0' if abs(v) < 1e-9 else f'{v:.1f}' if abs(v) >= 10 else f'{v:.3f}' if abs(v) < 1 else f'{v:.2f}'
     order, cell = list(dict.fromkeys(rows.measure)), lambda r: f(r.value) + ('' if np.isnan(r.low) else f' [{f(r.low)}, {f(r.high)}]')
     t = rows.assign(cell=rows.apply(cell, axis=1)).pivot(index='measure', columns='method', values='cell').loc[order, list(dict.fromkeys(rows.method))].fillna('')
-    t.insert(0, 'floor (base)', rows.groupby('measure').floor.first().loc[order].map(f)); return t.rename_axis(None).rename_axis(None, axis=1)
+    first = rows.groupby('measure').first().loc[order]; t.insert(0, 'floor (base)', first.floor.map(f)); t['n'] = first.apply(lambda r: f'{r.n:.0f} x {r.runs:.0f}', axis=1); t['measured with'] = first.network; return t.rename_axis(None).rename_axis(None, axis=1)
 
 def verdicts(rows: pd.DataFrame) -> list[str]:
     "What the headline says about each method `x`, and about its corrected form `x-dc` beside it, in sentences; also where the answer is no."
     at, out = rows.set_index(['measure', 'method']), []
     yes = lambda b: '**yes**' if b else '**no**'
-    def plain(x): return f'{x.value:.3g} (95 % {x.low:.3g} to {x.high:.3g}; floor {x.floor:.3g})'
+    three = lambda v: f'{v if abs(v) > 1e-9 else 0:.3g}'
+    def plain(x): return f'{three(x.value)} (95 % {three(x.low)} to {three(x.high)}; floor {three(x.floor)})'
     for m in [m for m in dict.fromkeys(rows.method) if m.removesuffix('-dc') == m or m.removesuffix('-dc') not in set(rows.method)]:
         for k in dict.fromkeys(rows.measure):
             if not k.startswith(('accuracy drop', 'colour drift, mean', 'colour drift, all')): continue

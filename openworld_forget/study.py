@@ -250,7 +250,7 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
     from pathlib import Path
     os.makedirs(folder, exist_ok=True); log = Path(folder)/f'{name}.log'; t = time.time()
     heap = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**33), 'MALLOC_TOP_PAD_': str(2**26)}     # glibc: keep large buffers; handing them back after every layer costs up to three quarters of the time
-    env = {**os.environ, **heap, 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_MININTERVAL': '5', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TOKENIZERS_PARALLELISM': 'false', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    env = {**os.environ, **heap, 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_MININTERVAL': '5', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TOKENIZERS_PARALLELISM': 'false', 'TRANSFORMERS_VERBOSITY': 'error', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     with open(log, 'w') as f:
         f.write(' '.join(cmd) + '\n'); f.flush(); rc = subprocess.run(cmd, stdout=f, stderr=subprocess.STDOUT, env=env, stdin=subprocess.DEVNULL).returncode
     if rc: raise RuntimeError(f'{name} failed; see {log}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-12:]))

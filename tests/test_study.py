@@ -20,7 +20,7 @@ def test_the_road(tmp_path):
     home = smoke/'smoke'; t = tables(smoke)
     assert set(t) == {'smoke/base/base.parquet', *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity'))}
     head = pd.read_csv(home/'tables/headline.csv'); assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
-    assert (home/'headline.txt').read_text().splitlines()[0].split() == ['floor', '(base)', 'db', 'db-dc']
+    assert (home/'headline.txt').read_text().splitlines()[0].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
     every = pd.concat(t.values()); assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
     drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()      # every drift has its floor beside it
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
