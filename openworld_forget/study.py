@@ -55,12 +55,13 @@ class Study(Record):
     budget: str = 'quick'
     overrides: dict = {}            # fields of the budget
     method_overrides: dict = {}     # fields of every method
+    variants: dict[str, dict] = {}  # more methods: name -> fields that differ from the method `of`, e.g. {db-dc-strong: {of: db-dc, correction: 20}}
 
     @property
     def limits(self) -> Budget: return BUDGETS[choose(self.budget, BUDGETS, 'budget')].but(**self.overrides)
     def method(self, name: str) -> Method:
         "A method of the study, with the budget's training length and image count."
-        m = method(name, **self.method_overrides)
+        v = dict(self.variants.get(name, {})); m = method(v.pop('of', name), **{**self.method_overrides, **v}).but(name=name)
         return m.but(images=self.limits.images, recipe={**m.recipe, **({'steps': self.limits.steps} if self.limits.steps else {})})
     def folders(self, home: Path) -> dict[str, list[Path]]:
         "The folders of the runs of every method and of every checkpoint."
@@ -79,7 +80,8 @@ def read_study(path: Path|str) -> Study:
     if not isinstance(d, dict): raise ForgetError(f'{path} must hold a mapping with at least `name` and `concepts`.')
     s = Study.make(**d); _slug(s.name, 'The study name'); spec = spec_of(s.world); s.limits
     for c in s.concepts: choose(_slug(c, 'The concept'), provider(spec).subjects(), 'concept')
-    for m in s.methods: s.method(m)
+    for m in s.methods: s.method(_slug(m, 'The method'))
+    for v in set(s.variants) - set(s.methods): raise ForgetError(f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
     for n, f in s.checkpoints.items():
         checkpoint_kind(root()/f)
         if _slug(n, 'The checkpoint name') in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
