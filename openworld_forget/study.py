@@ -139,27 +139,30 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
 
 # %% ../nbs/14_study.ipynb #c011
 WATCHER = """
-import os, sys, time, psutil
+import os, signal, sys, time, psutil
 pid, start, mark = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 def alive():
     try: p = psutil.Process(pid); return abs(p.create_time() - start) < 1 and p.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess: return False
-while alive(): time.sleep(.5)
-for _ in range(6):
+over = []; signal.signal(signal.SIGTERM, lambda *_: over.append(1)); print('ready', flush=True)
+while alive() and not over: time.sleep(.5)
+found = True
+while found:
+    found = False
     for p in psutil.process_iter():
         try:
-            if p.pid != os.getpid() and p.environ().get('OWF_STUDY') == mark: p.kill()
+            if p.pid != os.getpid() and p.environ().get('OWF_STUDY') == mark and p.status() != psutil.STATUS_ZOMBIE: p.kill(); found = True
         except psutil.Error: pass
-    time.sleep(.5)
+    time.sleep(.2)
 """
 @contextmanager
 def watched(pid: int|None=None):
-    "Mark what is started inside (by the environment variable `OWF_STUDY`): it is killed when this process, or `pid`, ends."
+    "Mark what is started inside (by the environment variable `OWF_STUDY`): it is killed on leaving, or when this process, or `pid`, ends."
     p = psutil.Process(pid); mark = f'{p.pid}:{p.create_time()}'
-    subprocess.Popen([sys.executable, '-c', WATCHER, str(p.pid), str(p.create_time()), mark], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    watcher = subprocess.Popen([sys.executable, '-c', WATCHER, str(p.pid), str(p.create_time()), mark], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True); watcher.stdout.readline()
     old, os.environ['OWF_STUDY'] = os.environ.get('OWF_STUDY'), mark
     try: yield
-    finally: os.environ.pop('OWF_STUDY') if old is None else os.environ.update(OWF_STUDY=old)
+    finally: os.environ.pop('OWF_STUDY') if old is None else os.environ.update(OWF_STUDY=old); watcher.terminate(); watcher.communicate()
 
 @contextmanager
 def sole(home: Path):
