@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
-from .core import ForgetError, check_finite, load_tensors, read_json
+from .core import ForgetError, check_finite, load_tensors, read_json, tensor_shapes
 from .customize import freeze, load_own
 from .worlds import World, clone
 
@@ -34,12 +34,12 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
         if len(files) == 1: return checkpoint_kind(files[0])
         raise ForgetError(f'{p}: nothing to read here; it holds {sorted(f.name for f in p.iterdir())[:8]}. {EXPECTED}')
     if p.suffix != '.safetensors': raise ForgetError(f'{p} is not a safetensors file. Pickles (.bin, .pt, .ckpt) can run code and are not read: save it again as safetensors with the tool that made it. {EXPECTED}')
-    tensors, meta = load_tensors(p)
+    shapes, meta = tensor_shapes(p)
     if 'adaptation' in meta: return 'own', p
-    if any('custom_diffusion' in k for k in tensors): return 'custom', p
-    if any('lora' in k for k in tensors): return 'lora', p
-    if len(tensors) <= 2 and all(v.ndim <= 2 for v in tensors.values()): return 'inversion', p
-    raise ForgetError(f'{p}: its keys are of no known kind, for example {sorted(tensors)[:3]}. {EXPECTED}')
+    if any('custom_diffusion' in k for k in shapes): return 'custom', p
+    if any('lora' in k for k in shapes): return 'lora', p
+    if len(shapes) <= 2 and all(len(v) <= 2 for v in shapes.values()): return 'inversion', p
+    raise ForgetError(f'{p}: its keys are of no known kind, for example {sorted(shapes)[:3]}. {EXPECTED}')
 
 # %% ../nbs/13_checkpoints.ipynb #c008
 def _fits(path, what, got, want):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'TEMPLATES', 'PER_CLASS', 'load_image', 'load_images', 'Subject', 'subject_from_folder',
-           'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks', 'subject', 'benchmark', 'splits',
-           'unrelated_prompts', 'eval_templates', 'generic_captions']
+           'tiny_subject', 'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks', 'subject', 'benchmark',
+           'splits', 'unrelated_prompts', 'eval_templates', 'generic_captions']
 
 # %% ../nbs/02_concepts.ipynb #c003
 import os, warnings
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .core import ForgetError, choose, content_key, rng, root
+from .core import ForgetError, choose, content_key, generator, rng, root
 
 # %% ../nbs/02_concepts.ipynb #c006
 MAX_PIXELS = 64_000_000                       # a larger picture is refused before it is decoded
@@ -72,6 +72,10 @@ def subject_from_folder(folder: Path|str, class_word: str, size: int, token='sks
     if not 1 <= len(images) <= 50: raise ForgetError(f'{folder} holds {len(images)} images; customization takes 3 to 5 (at most 50).')
     if not class_word.strip(): raise ForgetError(f'The class word of {folder} is empty: say what the subject is, for example "dog".')
     return Subject(name or Path(folder).name.lower().replace('_', '-'), class_word, images, token, template)
+
+def tiny_subject() -> Subject:
+    "Three pictures of noise, a subject for `tiny_world`: to check code, never to show a result."
+    return Subject('toy', 'cat', (torch.rand(3, 3, 64, 64, generator=generator(0, 'toy'))*255).to(torch.uint8), 'x')
 
 # %% ../nbs/02_concepts.ipynb #c012
 @dataclass(frozen=True, eq=False)

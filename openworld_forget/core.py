@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ForgetError', 'choose', 'seed_for', 'generator', 'rng', 'noise', 'content_key', 'atomic', 'write_text', 'write_json',
-           'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'Record', 'root', 'outputs', 'source_key',
-           'manifest']
+           'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'tensor_shapes', 'cached', 'Record', 'root',
+           'outputs', 'source_key', 'manifest']
 
 # %% ../nbs/00_core.ipynb #c003
 import difflib, hashlib, json, os, platform, resource, subprocess, tempfile, time
@@ -111,15 +111,30 @@ def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict
     check_finite(tensors, f'refused to write {path}')
     with atomic(path) as t: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, t, metadata={'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})})
 
-def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
-    "Read `(tensors, meta)` of a safetensors file; missing, damaged and non-finite files are `ForgetError`s."
+def _read(path, tensor):
+    "`tensor(file, name)` of every tensor of a safetensors file, and its meta."
     path = Path(path)
     if not path.is_file(): raise ForgetError(f'Weights {path} do not exist. Check the path, or make them again.')
     try:
-        with safe_open(path, 'pt') as f: out, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
+        with safe_open(path, 'pt') as f: return {k: tensor(f, k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
     except Exception as e: raise ForgetError(f'{path} is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be made again.') from None
+
+def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
+    "Read `(tensors, meta)` of a safetensors file; missing, damaged and non-finite files are `ForgetError`s."
+    out, meta = _read(path, lambda f, k: f.get_tensor(k))
     if finite: check_finite(out, str(path))
     return out, meta
+
+def tensor_shapes(path: Path|str) -> tuple[dict, dict]:
+    "`(shapes, meta)` of a safetensors file from its header alone."
+    return _read(path, lambda f, k: tuple(f.get_slice(k).get_shape()))
+
+def cached(path: Path|None, make) -> dict:
+    "The tensors of a file, or what `make()` returns, kept there for the next time; without a path nothing is kept."
+    if path and Path(path).exists(): return load_tensors(path)[0]
+    out = make()
+    if path: save_tensors(path, out)
+    return out
 
 # %% ../nbs/00_core.ipynb #c020
 class Record(BaseModel):

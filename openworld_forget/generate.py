@@ -9,7 +9,7 @@ __all__ = ['generate', 'grid']
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
-from .core import ForgetError, content_key, load_tensors, noise, save_tensors
+from .core import ForgetError, cached, content_key, noise
 from .worlds import World, tiny_world
 
 # %% ../nbs/04_generate.ipynb #c006
@@ -30,17 +30,15 @@ def generate(
     if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
     steps, guidance = steps or world.spec.sampling_steps, world.spec.guidance if guidance is None else guidance
     f = Path(cache)/f'images-{content_key(world.key, prompts, [int(s) for s in seeds], steps, guidance)}.safetensors' if cache else None
-    if f and f.exists(): return load_tensors(f)[0]['images']
-    pipe, names = world.pipeline(), list(dict.fromkeys(prompts)); text = dict(zip(names, world.encode_text(names))); null = world.encode_text([''])
-    out = []
-    for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
-        p, s = prompts[i:i+batch], seeds[i:i+batch]
-        z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s]).to(world.device, world.dtype)
-        z = pipe(prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1), latents=z, num_inference_steps=steps, guidance_scale=guidance, output_type='latent').images
-        out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
-    out = torch.cat(out)
-    if f: save_tensors(f, {'images': out})
-    return out
+    def make():
+        pipe, names = world.pipeline(), list(dict.fromkeys(prompts)); text = dict(zip(names, world.encode_text(names))); null = world.encode_text(['']); out = []
+        for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
+            p, s = prompts[i:i+batch], seeds[i:i+batch]
+            z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s]).to(world.device, world.dtype)
+            z = pipe(prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1), latents=z, num_inference_steps=steps, guidance_scale=guidance, output_type='latent').images
+            out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
+        return {'images': torch.cat(out)}
+    return cached(f, make)['images']
 
 def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
     "uint8 [rows*H, columns*W, 3] picture of images [n, 3, H, W], for `imshow`."

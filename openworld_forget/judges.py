@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.utils import cached_file
-from .core import ForgetError, check_finite, choose, content_key, load_tensors, root, save_tensors
+from .core import ForgetError, cached, check_finite, choose, content_key, root
 from .worlds import WorldSpec, default_device
 
 # %% ../nbs/09_judges.ipynb #c006
@@ -78,10 +78,7 @@ class Judge:
     def embed(self, images: torch.Tensor, batch: int=16, cache: Path|None=None) -> torch.Tensor:
         "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge and images."
         x = check_images(images, f'images for {self.name}'); f = Path(cache)/f'features-{content_key(self.name, x)}.safetensors' if cache else None
-        if f and f.exists(): return load_tensors(f)[0]['features']
-        out = self._run(lambda b: self.image(self.prepare(b)), x.split(batch))
-        if f: save_tensors(f, {'features': out})
-        return out
+        return cached(f, lambda: {'features': self._run(lambda b: self.image(self.prepare(b)), x.split(batch))})['features']
 
     def embed_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
         "float32 features [n, d] of prompts, in the space of `embed`; a judge without a text side is an error."

@@ -48,7 +48,7 @@ def correction_terms(world: World, subject: Subject, weight=1., source='class+ge
         if p == 'instance': z = world.encode(subject.images.float()/255); c = [subject.class_prompt]*len(z)
         else: c = provider(world.spec).generic_captions(n, seed) if p == 'generic' else [subject.class_prompt]*n; z = generated_latents(world, c, seed, 'generic' if p == 'generic' else 'class', cache)
         if any(subject.token in x.split() for x in c): raise ForgetError(f'A correction caption contains the token {subject.token!r}: the base knows no such thing.')
-        terms.append(Term('correction', weight/len(parts), z, ['']*len(c) if p == 'null' else c, True, 'prior' if p == 'class' else p if p != 'instance' else 'instance as class', .5))
+        terms.append(Term('correction', weight/len(parts), z, ['']*len(c) if p == 'null' else c, True, {'class': 'prior', 'instance': 'instance as class'}.get(p, p), .5))
     return terms
 
 # %% ../nbs/06_regularize.ipynb #c008

@@ -6,7 +6,7 @@ import torch
 
 from openworld_forget.core import ForgetError, generator
 from openworld_forget.customize import Adaptation, adapt, load_own
-from openworld_forget.concepts import Subject
+from openworld_forget.concepts import tiny_subject
 from openworld_forget.regularize import METHODS, Term, correction_terms, customize, method, objective
 from openworld_forget.worlds import tiny_world
 
@@ -17,7 +17,7 @@ EVERY = [k + f for k, f in itertools.product(KINDS, FORMS)]
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
 @pytest.fixture(scope='module')
-def subject(): return Subject('toy', 'cat', (torch.rand(3, 3, 64, 64, generator=generator(0, 'toy'))*255).to(torch.uint8), 'x')
+def subject(): return tiny_subject()
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('regularizer images')
 

@@ -10,8 +10,8 @@ from pathlib import Path
 os.environ.setdefault('TQDM_DISABLE', '1')
 import torch
 
-from openworld_forget.core import content_key, generator, load_tensors
-from openworld_forget.concepts import Subject
+from openworld_forget.core import content_key, load_tensors
+from openworld_forget.concepts import tiny_subject
 from openworld_forget.regularize import METHODS, customize, method
 from openworld_forget.worlds import tiny_world
 
@@ -31,7 +31,7 @@ def writing(folder): return any(p.name.startswith('.') or '.tmp' in p.name for p
 
 def main(argv=None):
     ap = argparse.ArgumentParser(); ap.add_argument('--kills', type=int, default=20); ap.add_argument('--writes', type=int, default=5); ap.add_argument('--methods', nargs='+', default=['db-dc', 'lora-dc', 'cd-dc'], choices=list(METHODS)); a = ap.parse_args(argv)
-    torch.set_num_threads(1); r, bad = random.Random(0), 0; world = tiny_world(); subject = Subject('toy', 'cat', (torch.rand(3, 3, 64, 64, generator=generator(0, 'toy'))*255).to(torch.uint8), 'x')
+    torch.set_num_threads(1); r, bad = random.Random(0), 0; world = tiny_world(); subject = tiny_subject()
     for name in a.methods:
         m = method(name, images=2, recipe=dict(steps=30, batch=2, lr=1e-3)); tally = dict(same=0, different=0, failed=0, before=0, checkpoint=0, after=0, writing=0)
         with tempfile.TemporaryDirectory() as d:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
-from ..core import content_key, generator, load_tensors, outputs, root, save_tensors, seed_for
+from ..core import cached, content_key, generator, outputs, root, seed_for
 from ..train import Recipe, fit
 from ..worlds import default_device
 from .images import compose, drawings, place, pool, splits
@@ -121,8 +121,7 @@ VAE_RECIPE = Recipe(steps=6000, lr=1e-3, batch=64, warmup=100, flat=.3, weight_d
 def transform(temper: float=.5) -> dict[str, torch.Tensor]:
     "The released encoder's transform: principal components of three compositions of every training drawing, computed once."
     items = splits()['train']; f = outputs()/f'cache/mini/principal-{content_key(items, root()/"package-lock.json", temper)}.safetensors'
-    if not f.exists(): save_tensors(f, principal(pool(items, 3)[0], temper))
-    return load_tensors(f)[0]
+    return cached(f, lambda: principal(pool(items, 3)[0], temper))
 
 def main(until=None, device=None):
     "Write the encoder, train the decoder, save the VAE into the cache folder."
