@@ -1,9 +1,9 @@
 """Speed and memory of customization steps, as ratios within one run.
 
-    python benchmarks/training.py [--world mini] [--steps 20] [--rounds 3]
+    python benchmarks/training.py [--world mini] [--steps 16] [--rounds 3]
 
-The plain loop is written in the style of diffusers' DreamBooth example: it encodes images and prompts at every step and runs instance and prior one after the other.
-Times are the least of the rounds; memory counts the bytes of weights, gradients, optimizer state and of what the backward pass keeps.
+The plain loop is written in the style of diffusers' DreamBooth example: it encodes images and prompts at every step and runs instance and prior one after the other, on weights in their default memory layout, with the default AdamW.
+Times are the least of the rounds. Memory is that of all weights plus the peak of what a first step allocates (activations, gradients, optimizer state), as the allocator reports it.
 """
 import argparse, os, time
 
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from openworld_forget.core import generator
-from openworld_forget.customize import adapt
+from openworld_forget.customize import ADAPTATIONS, adapt
 from openworld_forget.generate import generate
 from openworld_forget.regularize import correction_terms, method, objective, prior_term, recipe_of
 from openworld_forget.train import fit
-from openworld_forget.worlds import load_world, provider
+from openworld_forget.worlds import World, clone, default_device, load_world, provider
 
 def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
     "One step of the plain loop: two encodings, two forwards."
@@ -32,32 +32,39 @@ def setup(world, subject, name, images=32):
     "Recipe, parameters, adapted world and loss of a method."
     m = method(name); a, params = adapt(world, m.adaptation, subject.token); terms = [prior_term(world, subject, m.prior, images)] if m.prior else []
     if m.correction: terms += correction_terms(world, subject, m.correction, m.source, images)
-    r = recipe_of(world, m); return r, params, a, objective(world, a, subject, terms, r.batch, 0)
-
-def least(f, rounds): return min(f() for _ in range(rounds))
+    r = recipe_of(world, m); return r, params, a, objective(world, a, subject, terms, r.batch, 0, r.forward)
 
 def timed(f, steps, device):
-    f(2); device.type == 'cuda' and torch.cuda.synchronize(); t = time.perf_counter(); f(steps); device.type == 'cuda' and torch.cuda.synchronize(); return (time.perf_counter() - t)/steps
+    "Seconds per step."
+    f(1); device.type == 'cuda' and torch.cuda.synchronize(); t = time.perf_counter(); f(steps); device.type == 'cuda' and torch.cuda.synchronize(); return (time.perf_counter() - t)/steps
 
-def memory(params, world, adapted, loss):
-    "Bytes that a step holds at the end of its forward."
-    kept = {}
-    def pack(x): kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(); return x
-    weights = {p.data_ptr(): p.numel()*p.element_size() for w in (world, adapted) for m in (w.unet, w.text_encoder, w.vae) for p in m.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): total = sum(loss(0).values())
-    del total; return sum(weights.values()) + sum(b for k, b in kept.items() if k not in weights) + 3*sum(p.numel()*p.element_size() for p in params.values())
+def live(*modules): return sum({p.data_ptr(): p.numel()*p.element_size() for m in modules for p in (*m.parameters(), *m.buffers())}.values())
+
+def peak(f, device):
+    "Largest number of bytes that f holds beyond what was held before it."
+    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated(); f(); return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as p: f()
+    now = most = 0
+    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()): now += e.nbytes(); most = max(most, now)
+    return most
+
+def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
+    "The plain loop, prior preservation and drift correction on one adaptation: rounds alternate, so a slow minute of the machine hits all three."
+    data = provider(world.spec); subject = data.subject(data.subjects()[0], world.resolution, world.spec.token); images = generate(world, [subject.class_prompt]*32, list(range(32))); todo, memory = {}, {}
+    base = world.but(**{k: clone(getattr(world, k)).to(memory_format=torch.contiguous_format) for k in ('unet', 'vae', 'text_encoder')}); r, params, adapted, _ = setup(base, subject, adaptation, 2); opt = torch.optim.AdamW(params.values(), lr=r.lr, weight_decay=r.weight_decay)
+    todo['plain'] = lambda n, params=params, adapted=adapted: [plain_step(base, adapted, params, subject, images, r.batch, opt, k) for k in range(n)]
+    for form in ('', '-dc'):
+        r, params, adapted, loss = setup(world, subject, adaptation + form)
+        todo[form] = lambda n, params=params, loss=loss: fit(params, loss, r.but(steps=n)); memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(lambda: todo[form](1), world.device)
+    took = {k: min(ts) for k, ts in zip(todo, zip(*[[timed(f, steps, world.device) for f in todo.values()] for _ in range(rounds)]))}
+    return {'method': adaptation, 'batch': r.batch, 'plain loop (ms)': took['plain']*1e3, 'prior preservation (ms)': took['']*1e3, 'drift correction (ms)': took['-dc']*1e3, 'prior: times as fast as plain': took['plain']/took[''], 'correction adds (%)': 100*(took['-dc']/took[''] - 1), 'peak memory, correction / prior': memory['-dc']/memory['']}
+
+def table(world: str='mini', steps: int=16, rounds: int=3) -> pd.DataFrame:
+    "The three ratios of every adaptation, measured now."
+    w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds) for k in ADAPTATIONS]).set_index('method')
 
 def main(argv=None):
-    ap = argparse.ArgumentParser(); ap.add_argument('--world', default='mini'); ap.add_argument('--steps', type=int, default=20); ap.add_argument('--rounds', type=int, default=3); a = ap.parse_args(argv)
-    w = load_world(a.world); data = provider(w.spec); s = data.subject(data.subjects()[0], w.resolution, w.spec.token); rows = []
-    for kind in ('db', 'lora', 'cd'):
-        ms, mem = {}, {}
-        for name in (kind, f'{kind}-dc'):
-            r, params, adapted, loss = setup(w, s, name); mem[name] = memory(params, w, adapted, loss); r = r.but(steps=a.steps)
-            ms[name] = least(lambda: timed(lambda n: fit(params, loss, r.but(steps=n)), a.steps, w.device), a.rounds)
-        r, params, adapted, _ = setup(w, s, kind); images = generate(w, [s.class_prompt]*32, list(range(32))); opt = torch.optim.AdamW(params.values(), lr=r.lr, weight_decay=r.weight_decay)
-        plain = least(lambda: timed(lambda n: [plain_step(w, adapted, params, s, images, r.batch, opt, k) for k in range(n)], a.steps, w.device), a.rounds)
-        rows.append({'method': kind, 'plain loop (ms)': plain*1e3, 'with prior (ms)': ms[kind]*1e3, 'times as fast': plain/ms[kind], 'with correction (ms)': ms[f'{kind}-dc']*1e3, 'correction adds (%)': 100*(ms[f'{kind}-dc']/ms[kind] - 1), 'memory of -dc / without': mem[f'{kind}-dc']/mem[kind]})
-    t = pd.DataFrame(rows).set_index('method'); print(f'{a.world} on {w.device}, {torch.get_num_threads()} threads, batch {r.batch} + {r.batch}, {a.steps} steps, least of {a.rounds}'); print(t.round(2).to_string()); return t
+    ap = argparse.ArgumentParser(); ap.add_argument('--world', default='mini'); ap.add_argument('--steps', type=int, default=16); ap.add_argument('--rounds', type=int, default=3); a = ap.parse_args(argv)
+    t = table(a.world, a.steps, a.rounds); print(f'{a.world} on {default_device()}, {torch.get_num_threads()} threads, least of {a.rounds} rounds of {a.steps} steps'); print(t.round(2).T.to_string())
 
 if __name__ == '__main__': main()

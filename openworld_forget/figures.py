@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'FLOOR', 'SWATCH', 'RUN_ROWS', 'DROPS', 'style', 'save_figure', 'short_prompt', 'wall', 'forest', 'tradeoff',
-           'color_bars', 'drop_rows', 'run_rows', 'headline', 'verdicts', 'paper_table']
+           'sweep', 'preferred', 'color_bars', 'drop_rows', 'run_rows', 'headline', 'verdicts', 'paper_table']
 
 # %% ../nbs/12_figures.ipynb #c003
 import textwrap
@@ -79,6 +79,35 @@ def tradeoff(rows: pd.DataFrame, x: str='gain over the base', y: str='accuracy d
     ax.axhline(at.loc[(y, names[0])].floor, color=FLOOR, ls='--', lw=1.2, label='floor'); ax.set(xlabel=f'{x} (similarity to the references)', ylabel=y); ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1)); return ax
 
 # %% ../nbs/12_figures.ipynb #c016
+def sweep(
+    rows: pd.DataFrame,         # one measure: columns method, value, low, high, floor
+    weights: dict[str, float],  # method -> lambda; 0 is drawn at the left edge
+    each: pd.Series|None=None,  # values of single subjects, index (method, concept)
+    ylabel: str='', ax=None,
+):
+    "A measure against lambda, with intervals, the floor, and the single subjects as thin lines."
+    names = sorted((m for m in weights if m in set(rows.method)), key=weights.get); t = rows.set_index('method').loc[names]; x = np.arange(len(names))
+    if ax is None: _, ax = plt.subplots(figsize=(4, 3))
+    if each is not None:
+        for _, v in each.unstack().loc[names].items(): ax.plot(x, v.to_numpy(), color='#bbbbbb', lw=1, zorder=1)
+    ax.errorbar(x, t.value, yerr=np.nan_to_num([np.maximum(t.value - t.low, 0), np.maximum(t.high - t.value, 0)]), fmt='o-', capsize=2, zorder=3); ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.2)
+    ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names], xlabel='weight of the correction, $\\lambda$', ylabel=ylabel); return ax
+
+def preferred(
+    rows: pd.DataFrame,     # of the headline
+    without: str,           # the method without correction
+    drifts: list[str],      # measures that should come down to zero: a model that did not drift answers the same noise alike
+    gain: str,              # measure that should stay
+    keep: float=.8,
+) -> pd.DataFrame:
+    "A row per method: share of the gain that is kept, share of each drift that remains, their mean, and the chosen one: least drift among those that keep the gain."
+    at = rows.set_index(['measure', 'method']); out = pd.DataFrame(index=pd.Index([m for m in dict.fromkeys(rows.method) if (gain, m) in at.index], name='method'))
+    if without not in out.index: raise ForgetError(f'{without!r} is not among the methods {list(out.index)}: a choice needs the uncorrected one to compare with.')
+    out['gain kept'] = [at.value[gain, m]/at.value[gain, without] for m in out.index]
+    for k in drifts: out[f'left of {k}'] = [max(at.value[k, m], 0.)/at.value[k, without] if at.value[k, without] > 0 else np.nan for m in out.index]
+    out['drift left'] = out[[f'left of {k}' for k in drifts]].mean(1); ok = out[(out['gain kept'] >= keep)]; out['chosen'] = out.index == (ok if len(ok) else out)['drift left'].idxmin(); return out
+
+# %% ../nbs/12_figures.ipynb #c019
 SWATCH = dict(black='#17171a', blue='#2f6fe0', brown='#7d4b23', grey='#8a8a8d', gray='#8a8a8d', green='#35a14a', orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red='#d22328', white='#f7f7f7', yellow='#f8dc3c')
 def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
     "Stacked horizontal bars of eleven-colour histograms (label -> [11])."
@@ -88,7 +117,7 @@ def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
         for term, v in zip(TERMS, np.asarray(h, float)): ax.barh(i, v, left=left, color=SWATCH[term], edgecolor='#bbbbbb', lw=.4, height=.8); left += v
     ax.set(yticks=range(len(histograms)), yticklabels=list(histograms), xlim=(0, 1), ylim=(len(histograms)-.5, -.5), xlabel='share of the pixels', title=title); ax.grid(False); return ax
 
-# %% ../nbs/12_figures.ipynb #c019
+# %% ../nbs/12_figures.ipynb #c022
 RUN_ROWS = {'colour drift, mean': ('cdi_tv', '(mean)'), 'colour drift, worst prompt': ('cdi_tv', '(worst)'), 'KID': ('kid', '(pooled)'), 'same-seed distance': ('distance_paired', '(mean)'), 'diversity change': ('diversity_change', '(mean)'),
             'subject similarity (image)': ('feature_i', '(all)'), 'gain over the base': ('feature_i_gain', '(all)'), 'subject similarity (CLIP-I)': ('clip_i', '(all)'), 'gain over the base (CLIP-I)': ('clip_i_gain', '(all)'), 'text alignment (CLIP-T)': ('clip_t', '(all)')}
 DROPS = {'accuracy drop, {} (points)': 'accuracy_drop', 'answers flipped, {} (%)': 'flip_rate', 'worst class drop, {}': 'worst_class_drop'}
@@ -142,7 +171,7 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
         if ('gain over the base', m) in at.index: x = at.loc[('gain over the base', m)]; out.append(f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} (95 % {x.low:.3f} to {x.high:.3f}): {yes(x.low > 0)}.')
     return out
 
-# %% ../nbs/12_figures.ipynb #c022
+# %% ../nbs/12_figures.ipynb #c025
 def paper_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
     "Accuracy in percent (mean worst-class drop) per benchmark, one row per method, mean over concepts and seeds; base first, then its floor."
     r = results[results.split == split]; acc = r[(r.measure == 'accuracy')]; wcd = r[r.measure == 'worst_class_drop']

@@ -19,6 +19,7 @@ class Recipe(Record):
     steps: int = 250            # optimizer steps
     lr: float = 1e-4            # peak learning rate
     batch: int = 4              # instances per step
+    forward: int = 0            # at most so many images per forward and backward, where memory is short; 0: all
     warmup: int = 0             # steps of linear warm-up
     flat: float = 1.            # fraction of the steps at the peak rate before the cosine
     weight_decay: float = 1e-2
@@ -48,11 +49,11 @@ def unpack(tensors: dict, params: dict, opt, ema: dict|None):
             p.copy_(tensors[f'w/{k}'])
             if ema: ema[k].copy_(tensors[f'ema/{k}'])
             state = {n.rsplit('/', 1)[1]: v for n, v in tensors.items() if n.startswith(f'opt/{k}/')}
-            if state: opt.state[p] = {s: v.to(p.device if p.is_cuda else 'cpu') if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}   # same memory layout: same bits
+            if state: opt.state[p] = {s: v.to(p.device) if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}   # same memory layout: same bits
 
 def fit(
     params: dict[str, nn.Parameter],  # what is trained
-    loss,                             # step -> scalar tensor, or dict of named scalar terms that are summed
+    loss,                             # step -> scalar tensor, dict of named scalar terms that are summed, or iterator of such dicts
     recipe: Recipe,
     path: Path|str|None=None,         # checkpoint file; None: no checkpoints
     every: int=100,                   # steps between checkpoints
@@ -61,7 +62,7 @@ def fit(
     until: int|None=None,             # stop (with a checkpoint) after this many steps, to go on later
 ) -> tuple[list[dict], dict|None]:    # log (one dict of floats per step), moving average of the weights
     "Run or resume a training; the result does not depend on where it was interrupted."
-    opt = torch.optim.AdamW(list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(.9, recipe.beta2), foreach=False, fused=next(iter(params.values())).is_cuda)
+    opt = torch.optim.AdamW(list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(.9, recipe.beta2), fused=True)
     ema = {k: p.detach().clone() for k, p in params.items()} if recipe.ema else None
     log, start, key = [], 0, content_key(key, recipe)
     if path and Path(path).exists():
@@ -71,10 +72,11 @@ def fit(
     bar = tqdm(range(start, min(recipe.steps, until or recipe.steps)), initial=start, total=recipe.steps, desc=desc, leave=False, mininterval=2)
     for step in bar:
         for g in opt.param_groups: g['lr'] = rate(recipe, step)
-        terms = loss(step); terms = terms if isinstance(terms, dict) else {'loss': terms}
-        sum(terms.values()).backward()
+        parts, terms = loss(step), {}
+        for part in [{'loss': parts}] if torch.is_tensor(parts) else [parts] if isinstance(parts, dict) else parts:
+            sum(part.values()).backward(); terms |= {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in part.items()}
         norm = nn.utils.clip_grad_norm_(params.values(), recipe.clip)
-        *values, size = torch.stack([v.detach().float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
+        *values, size = torch.stack([v.float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
         for k, v in zip(terms, values):
             if not math.isfinite(v): raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. Lower the learning rate; the last checkpoint is kept.')
         if not math.isfinite(size): raise ForgetError(f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.')

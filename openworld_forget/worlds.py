@@ -201,6 +201,6 @@ def save_world(world: World, folder: Path|str):
 
 # %% ../nbs/01_worlds.ipynb #c016
 register(WorldSpec(name='mini', source='weights/mini', data='openworld_forget.mini.data', clip='weights/mini-clip', features='efficientnet-lite0', template='a drawing of a {}', guidance=4., sampling_steps=25,
-    recipes=dict(db=dict(steps=250, lr=1e-4, batch=4))))
+    recipes=dict(db=dict(steps=250, lr=1e-4, batch=4), lora=dict(steps=250, lr=1e-3, batch=4), cd=dict(steps=250, lr=1e-3, batch=4))))
 register(WorldSpec(name='sd15', source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14', data='openworld_forget.concepts', clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
-    features='facebook/dino-vits16', recipes=dict(db=dict(steps=800, lr=5e-6, batch=1), lora=dict(steps=500, lr=1e-4, batch=1), cd=dict(steps=500, lr=1e-5, batch=2))))
+    features='facebook/dino-vits16', recipes=dict(db=dict(steps=800, lr=5e-6, batch=1, forward=2), lora=dict(steps=500, lr=1e-4, batch=1, forward=2), cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
