@@ -30,7 +30,7 @@ ifneq ($(shell cat $(VENV_DONE) 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV_DONE)
 endif
 
-.PHONY: help reproduce test docs readme lab mini check clean-notebooks lock venv images clean
+.PHONY: help reproduce test benchmark docs readme lab mini check clean-notebooks lock venv images clean
 
 help:  ## this list
 	@echo 'openworld_forget: what does customizing a generative image model break, and how do you stop it?'; echo
@@ -42,6 +42,9 @@ reproduce: $(VENV_DONE) $(NODE_DONE)  ## run the study (STUDY=file.yaml) and wri
 
 test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
+
+benchmark: $(VENV_DONE) $(NODE_DONE)  ## what a training step costs, as ratios (outputs/benchmarks/)
+	@mkdir -p outputs/benchmarks && $(PY) -m papermill nbs/reports/speed.ipynb outputs/benchmarks/speed.ipynb -k python3 --cwd . --log-output --no-progress-bar
 
 docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: runs no notebook; KATEX=folder: maths offline)
 	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex $(KATEX))

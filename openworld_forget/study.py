@@ -51,7 +51,7 @@ def run_folder(home: Path, concept: str, method: str, seed: int=0) -> Path:
 class Study(Record):
     "What a study file says."
     name: str
-    world: str = 'mini'
+    world: str|dict = 'mini'           # a name, or a base of your own: {name: mine, source: folder or hub id, like: sd15}
     concepts: list[str] = []
     methods: list[str] = ['db', 'db-dc']
     checkpoints: dict[str, str] = {}   # name -> file or folder that another tool trained (see `checkpoints.ipynb`); relative to the project
@@ -87,7 +87,7 @@ def read_study(path: Path|str) -> Study:
     except FileNotFoundError: raise ForgetError(f'Study file {path} does not exist; see studies/.') from None
     except yaml.YAMLError as e: raise ForgetError(f'{path} is not valid YAML: {e}') from None
     if not isinstance(d, dict): raise ForgetError(f'{path} must hold a mapping with at least `name` and `concepts`.')
-    s = Study.make(**d); _slug(s.name, 'The study name'); spec = spec_of(s.world); s.limits
+    s = Study.make(**d); _slug(s.name, 'The study name'); spec = spec_of(s.world); _slug(spec.name, 'The world name'); s.limits
     for c in s.concepts: choose(_slug(c, 'The concept'), provider(spec).subjects(), 'concept')
     for m in s.methods: s.method(_slug(m, 'The method'))
     for v in set(s.variants) - set(s.methods): raise ForgetError(f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
@@ -308,6 +308,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print) ->
     from tqdm.auto import tqdm
     threads = max(1, (os.cpu_count() or 1)//(1 if serial else workers))
     with sole(home), watched(), tqdm(total=sum(s.cost for s in todo), desc='study', smoothing=0, bar_format='{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left') as bar:
+        for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)       # half-written files of a run that was killed; nobody else writes here now
         def told(s, error=None, seconds=0.):
             bar.write(f'{"FAILED" if error else "done  "} {s.notebook.relative_to(home).with_suffix("")}' + (f' ({seconds:.0f} s)' if seconds else '') + (f'\n{error}' if error else '')); bar.update(s.cost)
             if error: failed.append(s)

@@ -38,9 +38,12 @@ def register(spec: WorldSpec) -> WorldSpec:
     "Make a world known by its name."
     WORLDS[spec.name] = spec; return spec
 
-def spec_of(name: str) -> WorldSpec:
-    "The definition of a world, by name."
-    return WORLDS[choose(name, WORLDS, 'world')]
+def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
+    "A world's definition: by name, or by what differs from the world it is `like` (default sd15): {'name': 'mine', 'source': 'a/diffusers/folder'}."
+    if isinstance(world, WorldSpec): return world
+    if isinstance(world, str): return WORLDS[choose(world, WORLDS, 'world')]
+    if missing := {'name', 'source'} - set(world): raise ForgetError(f'A world of your own needs {sorted(missing)}: a name, and the folder or hub id of its weights in diffusers layout.')
+    d = dict(world); return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
 
 def provider(spec: WorldSpec):
     "The module that provides a world's benchmarks, subjects and prompts."
@@ -152,12 +155,12 @@ def _ready(m):
     return m.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 def load_world(
-    world: str|WorldSpec,   # a registered name, or a definition
+    world: str|dict|WorldSpec,   # a registered name, or a definition as in `spec_of`
     device: str|None=None,
     dtype: torch.dtype=torch.float32,
 ) -> World:
     "Load a world; weights are frozen and in evaluation mode."
-    spec = world if isinstance(world, WorldSpec) else spec_of(world)
+    spec = spec_of(world)
     local = Path(spec.source) if Path(spec.source).is_absolute() else root()/spec.source
     src, kw = (str(local), {}) if local.is_dir() else (spec.source, dict(revision=spec.revision))
     if not local.is_dir() and (spec.revision is None): raise ForgetError(f'World {spec.name!r}: {local} does not exist. Restore it (`git checkout weights`) or train it (`make mini`).')

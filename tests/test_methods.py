@@ -90,6 +90,21 @@ def test_correction_gradient_is_that_of_finite_differences(subject, kind):
         return x
     h = 2e-6; assert slope != 0 and abs((at(h) - at(-h))/(2*h) - slope) < 1e-6*abs(slope)
 
+@pytest.mark.parametrize('kind, form', list(itertools.product(KINDS, ('-dc', '-dc-nopr'))))
+def test_a_limit_per_forward_changes_memory_only(base, subject, cache, kind, form):
+    "The same objective in several forwards: the first step's terms and gradient norm agree to rounding (Adam then magnifies rounding, so weights are not compared)."
+    logs = [customize(base, subject, method(kind + form, images=2, recipe=dict(steps=1, batch=2, lr=1e-3, forward=n)), cache=cache)[1][0] for n in (0, 2)]
+    assert logs[0].keys() == logs[1].keys() and all(logs[0][k] == pytest.approx(logs[1][k], rel=1e-4, abs=1e-8) for k in logs[0])
+
+def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
+    "What the base answers for eight steps in one forward is what it answers step by step, in any order of the steps."
+    import openworld_forget.regularize as R
+    w, params = adapt(base, Adaptation(), subject.token); g = generator(0, 'shake')
+    with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
+    terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache); make = lambda: objective(base, w, subject, terms, 4, 0); f = make(); order = (0, 7, 8, 17, 3, 8); ahead = [f(k)['correction'].item() for k in order]
+    assert ahead[5] == ahead[2] and ahead[4] == make()(3)['correction'].item()
+    monkeypatch.setattr(R, 'AHEAD', 1); f = make(); assert ahead == pytest.approx([f(k)['correction'].item() for k in order], rel=1e-4)
+
 @pytest.mark.parametrize('term', ['instance', 'prior', 'correction'])
 def test_not_finite_stops_and_keeps(base, subject, cache, tmp_path, term, monkeypatch):
     import openworld_forget.regularize as R
