@@ -31,7 +31,7 @@ def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
 def setup(world, subject, name, images=32):
     "Recipe, parameters, adapted world and loss of a method."
     m = method(name); a, params = adapt(world, m.adaptation, subject.token); terms = [prior_term(world, subject, m.prior, images)] if m.prior else []
-    if m.correction: terms += correction_terms(world, subject, m.correction, m.source, images)
+    if m.correction: terms += correction_terms(world, subject, m.correction, m.source, images, share=m.share)
     r = recipe_of(world, m); return r, params, a, objective(world, a, subject, terms, r.batch, 0, r.forward)
 
 def timed(f, steps, device):

@@ -41,14 +41,14 @@ def prior_term(world: World, subject: Subject, weight=1., n=200, seed=0, cache=N
     c = [subject.class_prompt]*n
     return Term('prior', weight, generated_latents(world, c, seed, 'class', cache), c)
 
-def correction_terms(world: World, subject: Subject, weight=1., source='class+generic', n=200, seed=0, cache=None) -> list[Term]:
-    "Drift correction on (a) `instance` latents + class prompt, (b) `class` images + class prompt, (c) `generic` captions + their images, b and c with half the weight each, or (d) class images + `null` prompt."
+def correction_terms(world: World, subject: Subject, weight=1., source='class', n=200, seed=0, cache=None, share=1.) -> list[Term]:
+    "Drift correction on (a) `instance` latents + class prompt, (b) `class` images + class prompt, (c) `generic` captions + their images, b and c with half the weight each, or (d) class images + `null` prompt; `share` of a batch per step (generic images beside class images: half of that)."
     parts = choose(source, SOURCES, 'correction source').split('+'); terms = []
     for p in parts:
         if p == 'instance': z = world.encode(subject.images.float()/255); c = [subject.class_prompt]*len(z)
         else: c = provider(world.spec).generic_captions(n, seed) if p == 'generic' else [subject.class_prompt]*n; z = generated_latents(world, c, seed, 'generic' if p == 'generic' else 'class', cache)
         if any(subject.token in x.split() for x in c): raise ForgetError(f'A correction caption contains the token {subject.token!r}: the base knows no such thing.')
-        terms.append(Term('correction', weight/len(parts), z, ['']*len(c) if p == 'null' else c, True, {'class': 'prior', 'instance': 'instance as class'}.get(p, p), .25 if p == 'generic' and len(parts) > 1 else .5))
+        terms.append(Term('correction', weight/len(parts), z, ['']*len(c) if p == 'null' else c, True, {'class': 'prior', 'instance': 'instance as class'}.get(p, p), share/2 if p == 'generic' and len(parts) > 1 else share))
     return terms
 
 # %% ../nbs/06_regularize.ipynb #c008
@@ -99,7 +99,8 @@ class Method(Record):
     adaptation: Adaptation = Adaptation()
     prior: float = 0.               # weight of prior preservation
     correction: float = 0.          # lambda
-    source: str = 'class+generic'   # what the correction sees
+    source: str = 'class'           # what the correction sees
+    share: float = 1.               # images that it sees per step, as a share of the batch
     images: int = 200               # generated images per regularizer set
     recipe: dict = {}
 
@@ -129,7 +130,7 @@ def customize(
     if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_own(base, path).but(label=m.name), meta['log']
     w, params = adapt(base, m.adaptation, subject.token); terms = []
     if m.prior: terms.append(prior_term(base, subject, m.prior, m.images, seed, cache))
-    if m.correction: terms += correction_terms(base, subject, m.correction, m.source, m.images, seed, cache)
+    if m.correction: terms += correction_terms(base, subject, m.correction, m.source, m.images, seed, cache, m.share)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     log, _ = fit(params, objective(base, w, subject, terms, r.batch, seed, r.forward), r, ckpt, every=every, key=key, desc=m.name)
     if path: save_adapted(path, base, params, m.adaptation, subject.token, run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed); ckpt.unlink(missing_ok=True)
