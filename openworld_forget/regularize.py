@@ -104,7 +104,7 @@ class Method(Record):
     images: int = 200               # generated images per regularizer set
     recipe: dict = {}
 
-LAMBDA = 10.            # beyond it colours keep no better and the subject is learned less (mini, two subjects, lambda 5, 10, 20)
+LAMBDA = 10.            # more keeps colours little better and costs the subject (mini; studies/correction.yaml)
 METHODS: dict[str, Method] = {}
 for _k in ('db', 'lora', 'cd'):
     for _n, _pr, _dc in ((f'{_k}-plain', 0., 0.), (_k, 1., 0.), (f'{_k}-dc', 1., LAMBDA), (f'{_k}-dc-nopr', 0., LAMBDA)):
