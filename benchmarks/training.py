@@ -55,7 +55,7 @@ def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
     todo['plain'] = lambda n, params=params, adapted=adapted: [plain_step(base, adapted, params, subject, images, r.batch, opt, k) for k in range(n)]
     for form in ('', '-dc'):
         r, params, adapted, loss = setup(world, subject, adaptation + form)
-        todo[form] = lambda n, params=params, loss=loss, r=r, first=itertools.count(0, 8000): fit(params, lambda k, f=next(first): loss(f + k), r.but(steps=n))      # steps never seen: no answer of the base is left over from the warm-up
+        todo[form] = lambda n, params=params, loss=loss, r=r, first=itertools.count(0, 8000): fit(params, lambda k, f=next(first): loss(f + k), r.but(steps=n))      # steps never seen: no answer of the base is left over from the warm-up  # noqa: B008
         memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(lambda f=todo[form]: f(1), world.device)
     took = {k: min(ts) for k, ts in zip(todo, zip(*[[timed(f, steps, world.device) for f in todo.values()] for _ in range(rounds)]))}
     return {'method': adaptation, 'batch': r.batch, 'plain loop (ms)': took['plain']*1e3, 'prior preservation (ms)': took['']*1e3, 'drift correction (ms)': took['-dc']*1e3, 'prior: times as fast as plain': took['plain']/took[''], 'correction adds (%)': 100*(took['-dc']/took[''] - 1), 'peak memory, correction / prior': memory['-dc']/memory['']}
