@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from openworld_forget.core import generator
 from openworld_forget.customize import ADAPTATIONS, adapt
 from openworld_forget.generate import generate
-from openworld_forget.regularize import correction_terms, method, objective, prior_term, recipe_of
+from openworld_forget.regularize import method, objective, recipe_of, terms_of
 from openworld_forget.train import fit
 from openworld_forget.worlds import World, clone, default_device, load_world, provider
 
@@ -30,9 +30,14 @@ def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
 
 def setup(world, subject, name, images=32):
     "Recipe, parameters, adapted world and loss of a method."
-    m = method(name); a, params = adapt(world, m.adaptation, subject.token); terms = [prior_term(world, subject, m.prior, images)] if m.prior else []
-    if m.correction: terms += correction_terms(world, subject, m.correction, m.source, images, share=m.share)
-    r = recipe_of(world, m); return r, params, a, objective(world, a, subject, terms, r.batch, 0, r.forward)
+    m = method(name, images=images); a, params = adapt(world, m.adaptation, subject.token); r = recipe_of(world, m)
+    return r, params, a, objective(world, a, subject, terms_of(world, subject, m), r.batch, 0, r.forward)
+
+def trainer(params, loss, r):
+    "n -> n steps never seen before, so that no answer of the base is left over from the warm-up."
+    first = itertools.count(0, 8000)
+    def run(n): f = next(first); fit(params, lambda k: loss(f + k), r.but(steps=n))
+    return run
 
 def timed(f, steps, device):
     "Seconds per step."
@@ -55,7 +60,7 @@ def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
     todo['plain'] = lambda n, params=params, adapted=adapted: [plain_step(base, adapted, params, subject, images, r.batch, opt, k) for k in range(n)]
     for form in ('', '-dc'):
         r, params, adapted, loss = setup(world, subject, adaptation + form)
-        todo[form] = lambda n, params=params, loss=loss, r=r, first=itertools.count(0, 8000): fit(params, lambda k, f=next(first): loss(f + k), r.but(steps=n))      # steps never seen: no answer of the base is left over from the warm-up  # noqa: B008
+        todo[form] = trainer(params, loss, r)
         memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(lambda f=todo[form]: f(1), world.device)
     took = {k: min(ts) for k, ts in zip(todo, zip(*[[timed(f, steps, world.device) for f in todo.values()] for _ in range(rounds)]))}
     return {'method': adaptation, 'batch': r.batch, 'plain loop (ms)': took['plain']*1e3, 'prior preservation (ms)': took['']*1e3, 'drift correction (ms)': took['-dc']*1e3, 'prior: times as fast as plain': took['plain']/took[''], 'correction adds (%)': 100*(took['-dc']/took[''] - 1), 'peak memory, correction / prior': memory['-dc']/memory['']}

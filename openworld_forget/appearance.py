@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TERMS', 'NAMER', 'CHROMA', 'BANDWIDTH', 'GRID', 'PROTOTYPES', 'GROUND', 'DISTANCES', 'COLUMNS', 'LUMA', 'color_space',
            'head_terms', 'survey', 'name_colors', 'naming_table', 'name_histogram', 'check_histograms', 'cdi',
-           'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'mean_shift2', 'check_sets', 'cdi_table',
-           'cubic', 'mmd2', 'kid', 'gaussian', 'cmmd', 'cmmd_table', 'band_energy', 'texture_table', 'diversity',
-           'vendi', 'paired_distance', 'perceptual_distances', 'perceptual_table', 'kid_rows', 'feature_table']
+           'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'equal', 'mean_shift2', 'check_sets',
+           'cdi_table', 'cubic', 'mmd2', 'kid', 'pooled_weights', 'gaussian', 'cmmd', 'cmmd_table', 'band_energy',
+           'texture_table', 'diversity', 'vendi', 'paired_distance', 'perceptual_distances', 'perceptual_table',
+           'kid_rows', 'feature_table']
 
 # %% ../nbs/10_appearance.ipynb #c003
 import re, warnings
@@ -180,6 +181,7 @@ def rows(
     return pd.DataFrame([(measure, p, float(v[0]), m, *interval(v, min(n[p] for p in draws) if p == '(mean)' else m, bounds), float(g), network) for p, v, m, g in out], columns=COLUMNS)
 
 # %% ../nbs/10_appearance.ipynb #c033
+def equal(n: int) -> np.ndarray: "Equal weights [1, n]: the value itself, without a draw."; return np.full((1, n), 1/n)
 def _pairs(W, K):
     "Weighted mean of K over pairs i != j, for each row of W; NaN where a draw holds one image only."
     w = 1 - (W*W).sum(1); return np.divide(((W@K)*W).sum(1) - (W*W)@np.diag(K), w, out=np.full(len(W), np.nan), where=w > 1e-9)
@@ -188,7 +190,7 @@ def mean_shift2(change, W=None):
     "Unbiased squared length of the mean of changes [n, k] of paired images, n >= 2; with weights [draws, n] one per draw."
     d = np.asarray(change, float)
     if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all(): raise ForgetError(f'Expected finite changes [n >= 2, k] of paired images, got {list(d.shape)}. Generate at least two images per prompt, with the same seeds.')
-    v = _pairs(np.full((1, len(d)), 1/len(d)) if W is None else W, d@d.T); return float(v[0]) if W is None else v
+    v = _pairs(equal(len(d)) if W is None else W, d@d.T); return float(v[0]) if W is None else v
 
 # %% ../nbs/10_appearance.ipynb #c037
 def check_sets(base: dict, adapted: dict, floor: dict|None=None, paired: bool=True):
@@ -246,6 +248,10 @@ def kid(
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
 
 # %% ../nbs/10_appearance.ipynb #c046
+def pooled_weights(features: dict, draws: int, seed: int, *key) -> np.ndarray:
+    "Weights [1 + draws, N] of all images of all prompts (prompt -> features [n, d]); images are drawn within their prompt."
+    N = sum(len(f) for f in features.values()); return np.concatenate([resample(len(f), draws, seed, key[0], p, *key[1:])*len(f)/N for p, f in features.items()], 1)
+
 def gaussian(sigma: float=10.):
     "The kernel exp(-|x - y|^2 / 2 sigma^2) of features [n, d], [m, d]."
     return lambda a, b: np.exp(-np.maximum((a*a).sum(1)[:, None] + (b*b).sum(1) - 2*a@b.T, 0)/(2*sigma**2))
@@ -254,12 +260,12 @@ def cmmd(base, adapted, sigma: float=10.) -> float:
     "1000 times the unbiased squared MMD of unit features [n, d], [m, d] of independent images under a Gaussian kernel (CMMD, Jayasumana et al. 2024; theirs keeps the diagonal)."
     x, y = unit(base, 'base features'), unit(adapted, 'adapted features')
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2: raise ForgetError(f'CMMD needs two images or more on each side, from one judge; got features {list(x.shape)} and {list(y.shape)}.')
-    return float(1000*mmd2(*(np.full((1, len(f)), 1/len(f)) for f in (x, y)), x, y, gaussian(sigma))[0])
+    return float(1000*mmd2(equal(len(x)), equal(len(y)), x, y, gaussian(sigma))[0])
 
 def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: float=10., seed: int=0, draws: int=1000) -> pd.DataFrame:
     "Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess over the floor), all prompts pooled; prompt -> features [n, d] of a CLIP."
     check_sets(base, adapted, other); x = {k: np.concatenate([unit(s[p]) for p in base]) for k, s in (('base', base), ('adapted', adapted), ('other', other))}; k = gaussian(sigma)
-    W, V = (np.concatenate([resample(len(s[p]), draws, seed, 'cmmd', p, key)*len(s[p])/len(x[key]) for p in base], 1) for s, key in ((other, 'other'), (base, 'base')))
+    W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'cmmd', key) for s, key in ((other, 'other'), (base, 'base')))
     v, u = (1000*mmd2(W, V, x['other'], x[key], k) for key in ('adapted', 'base')); n = len(x['adapted'])
     return pd.DataFrame([('cmmd', '(pooled)', v[0], n, *interval(v, n), u[0], network), ('cmmd_change', '(pooled)', v[0] - u[0], n, *interval(v - u, n), 0., network)], columns=COLUMNS)
 
@@ -287,13 +293,13 @@ def texture_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int
 # %% ../nbs/10_appearance.ipynb #c053
 def diversity(f, W=None):
     "Mean pairwise cosine distance of features [n, d] within a set; with weights [draws, n] one per draw."
-    u = unit(f); W_ = np.full((1, len(u)), 1/len(u)) if W is None else W
+    u = unit(f); W_ = equal(len(u)) if W is None else W
     if len(u) < 2: raise ForgetError('Diversity is a mean over pairs: one image has none. Generate at least two per prompt.')
     d = np.maximum(1 - _pairs(W_, u@u.T), 0); return float(d[0]) if W is None else d
 
 def vendi(f, W=None, chunk: int=128):
     "Vendi score of features [n, d] under the cosine kernel, 1 ... n; with weights [draws, n] one per draw."
-    u = unit(f); W_ = np.full((1, len(u)), 1/len(u)) if W is None else W; K = u@u.T; out = []
+    u = unit(f); W_ = equal(len(u)) if W is None else W; K = u@u.T; out = []
     for i in range(0, len(W_), chunk):
         s = np.sqrt(W_[i:i+chunk]); l = np.linalg.eigvalsh(s[:, :, None]*K*s[:, None, :]).clip(1e-300); out.append(np.exp(-(l*np.log(l)).sum(-1)))
     v = np.concatenate(out); return float(v[0]) if W is None else v
@@ -308,8 +314,8 @@ def paired_distance(f_base, f_adapted) -> np.ndarray:
 def perceptual_distances(judge, *sets: torch.Tensor) -> np.ndarray:
     "Perceptual distances, float64 [S, n, S, n], between the images of S sets of n (uint8 [n, 3, H, W] each)."
     if len({len(x) for x in sets}) != 1: raise ForgetError(f'The sets must hold equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
-    f = judge.spatial(torch.cat(sets)).double(); g = (f@f.T).numpy(); d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0); np.fill_diagonal(d, 0); n = len(sets[0])
-    same = np.array([[torch.equal(x, y) for y in torch.cat(sets)] for x in torch.cat(sets)]); d[same] = 0; return d.reshape(len(sets), n, len(sets), n)      # equal images: exactly 0, not 1e-7
+    x = torch.cat(sets); f = judge.spatial(x).double(); g = (f@f.T).numpy(); d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0); n = len(sets[0])
+    which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy(); d[which[:, None] == which] = 0; return d.reshape(len(sets), n, len(sets), n)      # equal images: exactly 0, not 1e-7
 
 def perceptual_table(
     distances: dict,                 # prompt -> `perceptual_distances` of base, adapted, and perhaps base with other seeds (the floor)
@@ -322,14 +328,14 @@ def perceptual_table(
     out = [rows('perceptual_paired', {p: W[p]@np.diagonal(d[0, :, 1]) for p, d in D.items()}, n, {p: np.diagonal(d[0, :, 2]).mean() for p, d in D.items()} if third else None, network, bounds=(0, np.inf))]
     if min(n.values()) > 1:
         b, a = ({p: _pairs(W[p], d[i, :, i]) for p, d in D.items()} for i in (0, 1)); out += [rows('perceptual_diversity_base', b, n, **low), rows('perceptual_diversity', a, n, **low)]
-        out.append(rows('perceptual_diversity_change', {p: a[p] - b[p] for p in D}, n, {p: float(_pairs(np.full((1, n[p]), 1/n[p]), d[2, :, 2])[0]) - b[p][0] for p, d in D.items()} if third else None, **low))
+        out.append(rows('perceptual_diversity_change', {p: a[p] - b[p] for p in D}, n, {p: float(_pairs(equal(n[p]), d[2, :, 2])[0]) - b[p][0] for p, d in D.items()} if third else None, **low))
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/10_appearance.ipynb #c062
 def kid_rows(base: dict, adapted: dict, other: dict, network: str, seed: int, draws: int) -> pd.DataFrame:
     "Rows `kid`, `kid_std`, `kid_change` of all prompts pooled, against the base world's `other` seeds; the bootstrap stays within prompts."
     b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other)); k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
-    W, V = (np.concatenate([resample(len(s[p]), draws, seed, 'kid', p, key)*len(s[p])/len(x) for p in base], 1) for s, x, key in ((other, o, 'other'), (base, b, 'base')))
+    W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'kid', key) for s, key in ((other, 'other'), (base, 'base')))
     v, u = mmd2(W, V, o, a), mmd2(W, V, o, b); d = v - u; v += k['value'] - v[0]; d += k['value'] - f['value'] - d[0]
     return pd.DataFrame([('kid', '(pooled)', v[0], k['n'], *interval(v, k['n']), f['value'], network), ('kid_std', '(pooled)', k['std'], k['n'], np.nan, np.nan, f['std'], network),
                          ('kid_change', '(pooled)', d[0], k['n'], *interval(d, k['n']), 0., network)], columns=COLUMNS)

@@ -114,7 +114,7 @@ def preferred(
     if without not in out.index: raise ForgetError(f'{without!r} is not among the methods {list(out.index)}: a choice needs the uncorrected one to compare with.')
     out['gain kept'] = [at.value[gain, m]/at.value[gain, without] for m in out.index]
     for k in drifts: out[f'left of {k}'] = [max(at.value[k, m], 0.)/at.value[k, without] if at.value[k, without] > 0 else np.nan for m in out.index]
-    out['drift left'] = out[[f'left of {k}' for k in drifts]].mean(1); ok = out[(out['gain kept'] >= keep)]; out['chosen'] = out.index == (ok if len(ok) else out)['drift left'].idxmin(); return out
+    out['drift left'] = out[[f'left of {k}' for k in drifts]].mean(axis=1); ok = out[(out['gain kept'] >= keep)]; out['chosen'] = out.index == (ok if len(ok) else out)['drift left'].idxmin(); return out
 
 # %% ../nbs/12_figures.ipynb #c022
 SWATCH = dict(black='#17171a', blue='#2f6fe0', brown='#7d4b23', grey='#8a8a8d', gray='#8a8a8d', green='#35a14a', orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red='#d22328', white='#f7f7f7', yellow='#f8dc3c')

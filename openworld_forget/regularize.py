@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'AHEAD', 'LAMBDA', 'METHODS', 'Term', 'generated_latents', 'prior_term', 'correction_terms', 'objective',
-           'Method', 'method', 'recipe_of', 'customize']
+           'Method', 'method', 'recipe_of', 'terms_of', 'customize']
 
 # %% ../nbs/06_regularize.ipynb #c003
 from dataclasses import dataclass
@@ -118,6 +118,11 @@ def recipe_of(world: World, m: Method) -> Recipe:
     "The world's recipe for the method's adaptation, with the method's overrides."
     return Recipe.make(**{**world.spec.recipes.get(m.adaptation.kind, {}), **m.recipe})
 
+def terms_of(base: World, subject: Subject, m: Method, seed: int=0, cache=None) -> list[Term]:
+    "The regularizers of a method."
+    prior = [prior_term(base, subject, m.prior, m.images, seed, cache)] if m.prior else []
+    return prior + (correction_terms(base, subject, m.correction, m.source, m.images, seed, cache, m.share) if m.correction else [])
+
 def customize(
     base: World, subject: Subject, m: Method, *,
     seed: int=0,
@@ -128,9 +133,7 @@ def customize(
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
     r = recipe_of(base, m); key = content_key(base.key, subject.key, m, r, seed)
     if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_own(base, path).but(label=m.name), meta['log']
-    w, params = adapt(base, m.adaptation, subject.token); terms = []
-    if m.prior: terms.append(prior_term(base, subject, m.prior, m.images, seed, cache))
-    if m.correction: terms += correction_terms(base, subject, m.correction, m.source, m.images, seed, cache, m.share)
+    w, params = adapt(base, m.adaptation, subject.token); terms = terms_of(base, subject, m, seed, cache)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     log, _ = fit(params, objective(base, w, subject, terms, r.batch, seed, r.forward), r, ckpt, every=every, key=key, desc=m.name)
     if path: save_adapted(path, base, params, m.adaptation, subject.token, run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed); ckpt.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate', 'confusion',
-           'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'wilson', 'resample_weights', 'interval',
+           'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'wilson', 'clusters', 'resample_weights', 'interval',
            'paired_bootstrap', 'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests',
            'dropped_classes', 'new_confusions', 'drift_table', 'concept_table', 'expected_floor']
 
@@ -93,6 +93,13 @@ def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
     return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
 
 # %% ../nbs/08_semantic.ipynb #c018
+def clusters(labels, groups=None) -> np.ndarray:
+    "Number of each image's cluster [N]: of its group, or (None) of the image itself; a group with images of two classes is a `ForgetError`."
+    labels = np.asarray(labels); g = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(g) != len(labels): raise ForgetError(f'{len(g)} groups for {len(labels)} images: give one group per image.')
+    if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)): raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
+    return g
+
 def resample_weights(
     labels,            # [N]
     groups=None,       # [N], any values: images with the same value are drawn together; None: every image alone
@@ -100,10 +107,8 @@ def resample_weights(
     seed: int=0,
 ) -> np.ndarray:       # float64 [n, N]: how often each image was drawn
     "Bootstrap draws of clusters, stratified by class."
-    labels, r = np.asarray(labels), rng(seed, 'bootstrap')
-    g = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if len(g) != len(labels) or n < 1: raise ForgetError(f'{len(g)} groups for {len(labels)} images, {n} resamples: give one group per image and n >= 1.')
-    if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)): raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
+    labels, r, g = np.asarray(labels), rng(seed, 'bootstrap'), clusters(labels, groups)
+    if n < 1: raise ForgetError(f'{n} resamples: give n >= 1.')
     W = np.empty((n, len(labels)))
     for c in np.unique(labels):
         at = np.flatnonzero(labels == c); ids, of = np.unique(g[at], return_inverse=True)
@@ -169,8 +174,7 @@ def sign_test(lost, gained, two_sided: bool=False) -> np.ndarray:
 
 def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided: bool=False) -> pd.DataFrame:
     "Per class: n images, drop (points), votes lost and gained, p, Holm-adjusted p."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); resample_weights(y, groups, 1)
-    g = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups)
     net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64); np.add.at(net, g, (b == y).astype(float) - (a == y)); of[g] = y
     lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0)); p = sign_test(lost, gained, two_sided)
     return pd.DataFrame({'class': list(classes), 'n': np.bincount(y, minlength=C), 'drop': class_drop(y, b, a, C), 'lost': lost, 'gained': gained, 'p': p, 'p_holm': holm(p)})
@@ -183,11 +187,10 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
 # %% ../nbs/08_semantic.ipynb #c026
 def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.DataFrame:
     "Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points), votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); resample_weights(y, groups, 1); before, after = confusion(y, b, C), confusion(y, a, C); out = []
-    g = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups); before, after = confusion(y, b, C), confusion(y, a, C); out = []
     for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
         if i == j: continue
-        net = np.zeros(g.max() + 1); np.add.at(net, g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
+        net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
         if came + left: out.append({'class': classes[i], 'answer': classes[j], 'n': int((y == i).sum()), 'base': before[i, j], 'adapted': after[i, j], 'change': after[i, j] - before[i, j], 'came': came, 'left': left, 'p': float(sign_test(came, left))})
     t = pd.DataFrame(out, columns=['class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p']); t['p_holm'] = holm(t.p) if len(t) else t.p
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)

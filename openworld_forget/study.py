@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'WATCHER', 'COLUMNS', 'STARTUP', 'Budget', 'run_folder', 'Study', 'template', 'read_study', 'Step',
            'template_key', 'data_key', 'plan', 'watched', 'sole', 'finish', 'collect', 'Run', 'command', 'run_step',
-           'config', 'execute', 'forwards', 'estimate', 'report', 'main']
+           'config', 'execute', 'forwards', 'estimate', 'page', 'report', 'main']
 
 # %% ../nbs/14_study.ipynb #c003
 import argparse, json, os, shutil, signal, subprocess, sys, time
@@ -122,8 +122,8 @@ def template_key(name: str) -> str:
 
 def data_key(study: Study) -> str:
     "Content key of what the world is made of and where its images come from."
-    spec = spec_of(study.world); local = root()/spec.source; lock = root()/'package-lock.json'; own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()] + [root()/f for f in study.checkpoints.values()]
-    return content_key(spec, *([local, root()/spec.clip] if local.is_dir() else []), lock if lock.exists() else '', own)
+    spec = spec_of(study.world); parts = [f for f in (root()/spec.source, root()/spec.clip, root()/spec.features) if f.is_dir()]; lock = root()/'package-lock.json'; own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()] + [root()/f for f in study.checkpoints.values()]
+    return content_key(spec, *parts, lock if lock.exists() else '', own)
 
 def plan(study: Study, out: Path|None=None) -> list[Step]:
     "The steps of a study in an order that respects what they need."
@@ -335,13 +335,15 @@ def estimate(steps: list[Step], world, workers: int) -> str:
     todo = [s for s in steps if not s.done]; count = sum(s.cost for s in todo); seconds = count/rate + len(todo)*STARTUP/workers
     return f'About {max(1, round(seconds/60))} min: {len(todo)} steps, {count/1e3:.0f} thousand denoiser forwards at {rate:.0f} a second on {world.device}.'
 
+def page(home: Path, name: str='summary') -> Path: "Where a report's page is."; return home/('report.html' if name == 'summary' else f'{name}.html')
+
 def report(study: Study, home: Path, name: str='summary') -> Path:
-    "Render a report of the study as one self-contained HTML page without code: `report.html` for the summary, else `<name>.html`."
+    "Render a report of the study as one self-contained HTML page without code."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     c = Config(); c.HTMLExporter.exclude_input = True; c.HTMLExporter.exclude_input_prompt = True; c.HTMLExporter.exclude_output_prompt = True; c.HTMLExporter.embed_images = True
     c.TagRemovePreprocessor.enabled = True; c.TagRemovePreprocessor.remove_cell_tags = {'injected-parameters', 'parameters'}
-    f = home/('report.html' if name == 'summary' else f'{name}.html'); nb = nbformat.read(home/f'{name}.ipynb', 4); nb.metadata['title'] = f'Open-world forgetting: {study.name}'
+    f = page(home, name); nb = nbformat.read(home/f'{name}.ipynb', 4); nb.metadata['title'] = f'Open-world forgetting: {study.name}'
     html, _ = HTMLExporter(config=c).from_notebook_node(nb); write_text(f, html); return f
 
 def main(argv=None) -> int:
@@ -360,7 +362,7 @@ def main(argv=None) -> int:
             print(estimate(steps, w, a.workers), flush=True)
         failed = execute(steps, a.workers, a.serial)
         if failed: print(f'{len(failed)} steps failed; their notebooks and logs are beside the results. Fix the cause and run the same command: what is done stays done.'); return 1
-        pages = [report(s, home, r) for r in s.reports]
+        pages = [report(s, home, r) if todo or not page(home, r).exists() else page(home, r) for r in s.reports]
     except ForgetError as e: print(f'error: {e}', file=sys.stderr); return 2
     print((home/'headline.txt').read_text() if (home/'headline.txt').exists() else '', '\nReport: ', ' '.join(map(str, pages)), sep=''); return 0
 
