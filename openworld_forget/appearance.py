@@ -6,20 +6,22 @@
 __all__ = ['TERMS', 'NAMER', 'CHROMA', 'BANDWIDTH', 'GRID', 'PROTOTYPES', 'GROUND', 'DISTANCES', 'COLUMNS', 'LUMA', 'color_space',
            'head_terms', 'survey', 'name_colors', 'naming_table', 'name_histogram', 'check_histograms', 'cdi',
            'transport_plan', 'color_drift', 'resample', 'interval', 'rows', 'equal', 'mean_shift2', 'check_sets',
-           'cdi_table', 'cubic', 'mmd2', 'kid', 'pooled_weights', 'gaussian', 'cmmd', 'cmmd_table', 'band_energy',
-           'texture_table', 'diversity', 'vendi', 'paired_distance', 'perceptual_distances', 'perceptual_table',
-           'kid_rows', 'feature_table']
+           'cdi_table', 'asked_color', 'asked_table', 'cubic', 'mmd2', 'kid', 'pooled_weights', 'gaussian', 'cmmd',
+           'cmmd_table', 'band_energy', 'texture_table', 'diversity', 'vendi', 'paired_distance',
+           'perceptual_distances', 'perceptual_table', 'kid_rows', 'feature_table']
 
 # %% ../nbs/10_appearance.ipynb #c003
 import re, warnings
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from matplotlib.colors import XKCD_COLORS, to_rgb
 from scipy.optimize import linprog
 from scipy.sparse import block_diag
 from torchmetrics.image.kid import KernelInceptionDistance
-from .core import ForgetError, choose, rng, seed_for
+from . import semantic
+from .core import ForgetError, cached, choose, content_key, rng, seed_for
 from .judges import check_features, check_images, unit
 
 # %% ../nbs/10_appearance.ipynb #c007
@@ -163,7 +165,7 @@ def interval(
     "Centred bootstrap interval; NaN for fewer than three images or draws: no spread can be seen there."
     d = v[1:][np.isfinite(v[1:])]
     if n < 3 or len(d) < 3: return np.nan, np.nan
-    lo, hi = v[0] + np.quantile(d - d.mean(), [(1-level)/2, (1+level)/2]); return float(np.clip(lo, *bounds)), float(np.clip(hi, *bounds))
+    lo, hi = semantic.interval(d, v[0], level, 'centred'); return float(np.clip(lo, *bounds)), float(np.clip(hi, *bounds))
 
 def rows(
     measure: str,
@@ -221,6 +223,19 @@ def cdi_table(
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/10_appearance.ipynb #c043
+def asked_color(prompt: str) -> str|None:
+    "The basic colour term that a prompt asks for; None if there is none, or more than one."
+    hits = {t for w in re.findall(r'[a-z]+', prompt.lower()) for t in TERMS if _STEM.get(w, w) == t}; return hits.pop() if len(hits) == 1 else None
+
+def asked_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int=0, draws: int=1000) -> pd.DataFrame:
+    "Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`, `_change`; negative is forgetting) of the prompts with exactly one colour word; no rows if there are none."
+    check_sets(base, adapted, floor); term = {p: TERMS.index(t) for p in base if (t := asked_color(p))}; n = {p: len(base[p]) for p in term}; W = {p: resample(n[p], draws, seed, 'asked', p) for p in term}; low = dict(network=NAMER, worst='min')
+    if not term: return pd.DataFrame(columns=COLUMNS)
+    share = lambda s: {p: check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}; b, a = share(base), share(adapted); f = share(floor) if floor is not None else None
+    return pd.concat([rows('color_asked_base', {p: W[p]@b[p] for p in term}, n, bounds=(0, 1), **low), rows('color_asked', {p: W[p]@a[p] for p in term}, n, {p: b[p].mean() for p in term}, bounds=(0, 1), **low),
+                      rows('color_asked_change', {p: W[p]@(a[p] - b[p]) for p in term}, n, {p: (f[p] - b[p]).mean() for p in term} if f else None, bounds=(-1, 1), **low)], ignore_index=True)
+
+# %% ../nbs/10_appearance.ipynb #c046
 def cubic(a, b): return (a@b.T/a.shape[1] + 1)**3
 def mmd2(W, V, x, y, k=cubic) -> np.ndarray:
     "Unbiased squared MMD [draws] of features [n, d], [m, d] under weights [draws, n], [draws, m]; equal weights and the cubic kernel: KID's estimator on all images, in float64."
@@ -247,7 +262,7 @@ def kid(
     if not 2 <= size < n: raise ForgetError(f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images' + (' (at least 4).' if subset_size is None else ' or lower it.'))
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
 
-# %% ../nbs/10_appearance.ipynb #c046
+# %% ../nbs/10_appearance.ipynb #c049
 def pooled_weights(features: dict, draws: int, seed: int, *key) -> np.ndarray:
     "Weights [1 + draws, N] of all images of all prompts (prompt -> features [n, d]); images are drawn within their prompt."
     N = sum(len(f) for f in features.values()); return np.concatenate([resample(len(f), draws, seed, key[0], p, *key[1:])*len(f)/N for p, f in features.items()], 1)
@@ -269,7 +284,7 @@ def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: f
     v, u = (1000*mmd2(W, V, x['other'], x[key], k) for key in ('adapted', 'base')); n = len(x['adapted'])
     return pd.DataFrame([('cmmd', '(pooled)', v[0], n, *interval(v, n), u[0], network), ('cmmd_change', '(pooled)', v[0] - u[0], n, *interval(v - u, n), 0., network)], columns=COLUMNS)
 
-# %% ../nbs/10_appearance.ipynb #c049
+# %% ../nbs/10_appearance.ipynb #c052
 LUMA = (.2126, .7152, .0722)     # Rec. 709
 
 def band_energy(images: torch.Tensor) -> np.ndarray:
@@ -290,7 +305,7 @@ def texture_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int
     out.append(rows('texture_fine', {p: W[p]@(adapted[p] - base[p])[:, -1] for p in base}, n, {p: (floor[p] - base[p])[:, -1].mean() for p in base} if floor is not None else None, name, worst='min'))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/10_appearance.ipynb #c053
+# %% ../nbs/10_appearance.ipynb #c056
 def diversity(f, W=None):
     "Mean pairwise cosine distance of features [n, d] within a set; with weights [draws, n] one per draw."
     u = unit(f); W_ = equal(len(u)) if W is None else W
@@ -310,28 +325,35 @@ def paired_distance(f_base, f_adapted) -> np.ndarray:
     if a.shape != b.shape: raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
     return np.maximum(((a-b)**2).sum(1)/2, 0)      # = 1 - cosine for unit vectors, and exactly 0 for equal ones
 
-# %% ../nbs/10_appearance.ipynb #c056
-def perceptual_distances(judge, *sets: torch.Tensor) -> np.ndarray:
-    "Perceptual distances, float64 [S, n, S, n], between the images of S sets of n (uint8 [n, 3, H, W] each)."
+# %% ../nbs/10_appearance.ipynb #c059
+def perceptual_distances(
+    judge, *sets: torch.Tensor,   # S sets of n images (uint8 [n, 3, H, W])
+    cache=None,                   # folder: the same judge and images are looked at once
+) -> np.ndarray:
+    "Perceptual distances, float64 [S, n, S, n], between the images of S sets."
     if len({len(x) for x in sets}) != 1: raise ForgetError(f'The sets must hold equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
-    x = torch.cat(sets); f = judge.spatial(x).double(); g = (f@f.T).numpy(); d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0); n = len(sets[0])
+    x, n = check_images(torch.cat(sets)), len(sets[0])
+    if cache: f = Path(cache)/f'perceptual-{content_key(judge.name, len(sets), x)}.safetensors'; return cached(f, lambda: {'distances': torch.from_numpy(perceptual_distances(judge, *sets))})['distances'].numpy()
+    f = judge.spatial(x).double(); g = (f@f.T).numpy(); d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0)
     which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy(); d[which[:, None] == which] = 0; return d.reshape(len(sets), n, len(sets), n)      # equal images: exactly 0, not 1e-7
 
 def perceptual_table(
-    distances: dict,                 # prompt -> `perceptual_distances` of base, adapted, and perhaps base with other seeds (the floor)
+    distances: dict,                 # prompt -> `perceptual_distances` of base and adapted
+    floor: dict|None=None,           # prompt -> those of base and base with other seeds
     *,
     network: str, seed: int=0, draws: int=1000,
 ) -> pd.DataFrame:
     "`perceptual_paired` (same seeds) and the mean pairwise distance within a prompt, `perceptual_diversity` (`_base`, `_change`); per prompt, mean and worst."
-    if not distances or any(np.ndim(d) != 4 or np.shape(d)[:2] != np.shape(d)[2:] or len(d) not in (2, 3) for d in distances.values()): raise ForgetError(f'Expected prompt -> distances [S, n, S, n] with S = 2 or 3 sets, got {[np.shape(d) for d in distances.values()][:3]}. Make them with `perceptual_distances`.')
-    D, n = distances, {p: d.shape[1] for p, d in distances.items()}; W = {p: resample(n[p], draws, seed, 'perceptual', p) for p in D}; third = all(len(d) == 3 for d in D.values()); low = dict(network=network, worst='min')
-    out = [rows('perceptual_paired', {p: W[p]@np.diagonal(d[0, :, 1]) for p, d in D.items()}, n, {p: np.diagonal(d[0, :, 2]).mean() for p, d in D.items()} if third else None, network, bounds=(0, np.inf))]
+    check_sets(distances, distances if floor is None else floor, paired=False)
+    if any(np.ndim(d) != 4 or np.shape(d) != (2, np.shape(d)[1])*2 for s in (distances, floor or {}) for d in s.values()): raise ForgetError(f'Expected prompt -> distances [2, n, 2, n], got {[np.shape(d) for d in distances.values()][:3]}. Make them with `perceptual_distances` of two sets.')
+    D, n = distances, {p: d.shape[1] for p, d in distances.items()}; W = {p: resample(n[p], draws, seed, 'perceptual', p) for p in D}; low = dict(network=network, worst='min')
+    out = [rows('perceptual_paired', {p: W[p]@np.diagonal(d[0, :, 1]) for p, d in D.items()}, n, {p: np.diagonal(d[0, :, 1]).mean() for p, d in floor.items()} if floor else None, network, bounds=(0, np.inf))]
     if min(n.values()) > 1:
         b, a = ({p: _pairs(W[p], d[i, :, i]) for p, d in D.items()} for i in (0, 1)); out += [rows('perceptual_diversity_base', b, n, **low), rows('perceptual_diversity', a, n, **low)]
-        out.append(rows('perceptual_diversity_change', {p: a[p] - b[p] for p in D}, n, {p: float(_pairs(equal(n[p]), d[2, :, 2])[0]) - b[p][0] for p, d in D.items()} if third else None, **low))
+        out.append(rows('perceptual_diversity_change', {p: a[p] - b[p] for p in D}, n, {p: float(_pairs(equal(n[p]), d[1, :, 1])[0]) - b[p][0] for p, d in floor.items()} if floor else None, **low))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/10_appearance.ipynb #c062
+# %% ../nbs/10_appearance.ipynb #c065
 def kid_rows(base: dict, adapted: dict, other: dict, network: str, seed: int, draws: int) -> pd.DataFrame:
     "Rows `kid`, `kid_std`, `kid_change` of all prompts pooled, against the base world's `other` seeds; the bootstrap stays within prompts."
     b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other)); k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)

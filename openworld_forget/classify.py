@@ -112,14 +112,14 @@ def errors(
     images = list(range(n) if images is None else images); eps = None if plan.per_image else plan.noise(world, pos.tolist()).to(dev)
     if len(images) != n: raise ForgetError(f'{len(images)} image keys for {n} images.')
     z, t = latents.to(dev).float(), plan.timesteps(world)[pos].to(dev)
-    with tqdm(total=total, desc=desc, unit='fwd', unit_scale=True, leave=False, mininterval=1) as bar:
+    with world.remembered(text) as pick, tqdm(total=total, desc=desc, unit='fwd', unit_scale=True, leave=False, mininterval=1) as bar:
         for a in range(0, total, batch):
             j = torch.arange(a, min(a + batch, total)); s, (i, c) = j // len(pairs), pairs[j % len(pairs)].T
             sd = s.to(dev)
             if plan.per_image: u, inv = (s*n + i).unique(return_inverse=True); e = plan.noise(world, pos[u//n].tolist(), [images[q] for q in (u % n).tolist()]).to(dev)[inv.to(dev)]
             else: e = eps[sd]
             z_t = world.add_noise(z[i.to(dev)], e, t[sd]).to(world.dtype)
-            e_hat = world.epsilon(world.predict(z_t, t[sd], text[c.to(dev)]).float(), z_t.float(), t[sd])
+            e_hat = world.epsilon(world.predict(z_t, t[sd], pick(c.to(dev))).float(), z_t.float(), t[sd])
             d = (e - e_hat).flatten(1); out[i, c, pos[s]] = (d.abs() if loss == 'l1' else d.square()).mean(1).cpu(); bar.update(len(j))
     if not torch.isfinite(out[mask][:, pos]).all(): raise ForgetError(f'World {world.label!r} predicts non-finite noise. Its training diverged, or its dtype {world.dtype} overflows: use float32 or bfloat16.')
     return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'TEMPLATES', 'PER_CLASS', 'load_image', 'load_images', 'Subject', 'subject_from_folder',
            'tiny_subject', 'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks', 'subject', 'benchmark',
-           'splits', 'unrelated_prompts', 'eval_templates', 'generic_captions']
+           'splits', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions']
 
 # %% ../nbs/02_concepts.ipynb #c003
 import os, warnings
@@ -136,6 +136,9 @@ def splits() -> list[str]: "The named test splits."; return ['test']
 def unrelated_prompts() -> list[str]:
     "Prompts that have nothing to do with any subject."
     return [f'a photo of a {c}' for c in 'dog|cat|car|airplane|ship|horse|bird|house|tree|flower|bicycle|guitar|chair|banana|pizza|mountain|bridge|clock|boat|book'.split('|')]
+def color_prompts() -> list[str]:
+    "The eleven basic colour words on a neutral object."
+    return [f'a photo of a {c} balloon' for c in ('black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow')]
 def eval_templates() -> list[str]:
     "Twenty prompts for a subject (from the DreamBooth evaluation's kinds of prompts: places, colours, company)."
     return ['a photo of a {} ' + s for s in ('in the jungle|in the snow|on the beach|on a cobblestone street|on top of pink fabric|on top of a wooden floor|with a city in the background|with a mountain in the background|'

@@ -117,8 +117,9 @@ def resample_weights(
 
 def interval(draws, point, level: float=.95, kind: str='percentile') -> tuple:
     "(low, high) from resampled values [n, ...] and the estimate [...]."
-    lo, hi = np.quantile(draws, [(1-level)/2, (1+level)/2], axis=0)
-    return (lo, hi) if choose(kind, ['percentile', 'basic'], 'interval') == 'percentile' else (2*point - hi, 2*point - lo)
+    lo, hi = np.quantile(draws, [(1-level)/2, (1+level)/2], axis=0); choose(kind, ['percentile', 'basic', 'centred'], 'interval')
+    if kind == 'centred': mean = np.mean(draws, 0); return point + lo - mean, point + hi - mean
+    return (lo, hi) if kind == 'percentile' else (2*point - hi, 2*point - lo)
 
 def paired_bootstrap(
     stat,                          # a name in STATS, or f(labels, base, adapted, C, w) -> [n] or [n, C]

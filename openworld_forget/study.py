@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUDGETS', 'WATCHER', 'COLUMNS', 'STARTUP', 'Budget', 'run_folder', 'Study', 'template', 'read_study', 'Step',
-           'template_key', 'data_key', 'plan', 'watched', 'sole', 'finish', 'collect', 'Run', 'command', 'run_step',
-           'config', 'execute', 'forwards', 'estimate', 'page', 'report', 'main']
+           'template_key', 'data_key', 'plan', 'watched', 'sole', 'finish', 'collect', 'Answers', 'Run', 'command',
+           'run_step', 'config', 'execute', 'forwards', 'estimate', 'page', 'report', 'main']
 
 # %% ../nbs/14_study.ipynb #c003
 import argparse, json, os, shutil, signal, subprocess, sys, time
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-import nbformat, pandas as pd, psutil, yaml
+import nbformat, numpy as np, pandas as pd, psutil, yaml
 from filelock import FileLock, Timeout
 from .core import ForgetError, Record, atomic, choose, content_key, manifest, outputs, read_json, root, seed_for, source_key, write_json, write_text
 from .checkpoints import checkpoint_kind, load_adapted
-from .classify import Stages
+from .classify import Stages, load_scores
 from .concepts import data_root
 from .generate import generate
 from .regularize import Method, method
@@ -32,14 +32,15 @@ class Budget(Record):
     per_class: int = 3              # test images per class and split
     stages: list[int] = [2, 6]      # timesteps after each stage of the classifier
     prompts: int = 28               # unrelated prompts
-    per_prompt: int = 8             # images per unrelated prompt
+    colors: int = 11                # colour words on a neutral object
+    per_prompt: int = 8             # images per prompt of these, and of yours
     per_template: int = 4           # images per evaluation prompt of the subject
     images: int = 200               # generated images per regularizer set
     steps: int|None = None          # training steps; the world's recipe when None
     sampling_steps: int|None = None # DDIM steps; the world's default when None
 
 BUDGETS = {
-    'smoke': Budget(benchmarks=2, per_class=1, stages=[1, 2], prompts=4, per_prompt=4, per_template=1, images=4, steps=2, sampling_steps=3),
+    'smoke': Budget(benchmarks=2, per_class=1, stages=[1, 2], prompts=4, colors=3, per_prompt=4, per_template=1, images=4, steps=2, sampling_steps=3),
     'quick': Budget(),
     'paper': Budget(per_class=10, stages=[4, 16, 50], per_prompt=36, per_template=10),
 }
@@ -55,6 +56,7 @@ class Study(Record):
     concepts: list[str] = []
     methods: list[str] = ['db', 'db-dc']
     checkpoints: dict[str, str] = {}   # name -> file or folder that another tool trained (see `checkpoints.ipynb`); relative to the project
+    prompts: list[str] = []            # your own prompts, for appearance drift
     seeds: list[int] = [0]
     budget: str = 'quick'
     overrides: dict = {}            # fields of the budget
@@ -96,6 +98,7 @@ def read_study(path: Path|str) -> Study:
         if _slug(n, 'The checkpoint name') in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
     for r in s.reports:
         if not template(r).is_file() or s.reports[0] != 'summary': raise ForgetError(f'The reports {s.reports} must begin with summary and be templates in nbs/reports/: {r!r}.')
+    if any(not p.strip() for p in s.prompts) or len(set(s.prompts)) < len(s.prompts): raise ForgetError(f'The prompts {s.prompts} must be different texts. Remove the empty or repeated one.')
     if not s.concepts and not s.checkpoints: raise ForgetError(f'{path} names neither concepts to customize on nor checkpoints to measure.')
     return s
 
@@ -201,6 +204,22 @@ def collect(home: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(p) for p in fs], ignore_index=True) if fs else pd.DataFrame(columns=COLUMNS)
 
 # %% ../nbs/14_study.ipynb #c016
+@dataclass
+class Answers:
+    "Predictions over all benchmarks of a split."
+    benchmarks: list[str]
+    sizes: list[int]                   # classes of each
+    classes: list[str]                 # benchmark/class, C in all
+    labels: np.ndarray                 # [N] class numbers
+    groups: np.ndarray                 # [N] clusters of images that show the same drawing
+    base: np.ndarray                   # [N]
+    floor: np.ndarray                  # [N], the base under other noise
+    adapted: dict[str, np.ndarray]     # method -> [runs, N]
+    def one(self, k: int) -> 'Answers':
+        "Benchmark k alone, its classes numbered from 0."
+        lo = sum(self.sizes[:k]); hi = lo + self.sizes[k]; m = (self.labels >= lo) & (self.labels < hi)
+        return Answers([self.benchmarks[k]], [self.sizes[k]], [c.split('/', 1)[1] for c in self.classes[lo:hi]], self.labels[m] - lo, self.groups[m], self.base[m] - lo, self.floor[m] - lo, {n: a[:, m] - lo for n, a in self.adapted.items()})
+
 class Run:
     "The context of one report notebook."
     def __init__(self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0, key: str=''):
@@ -225,15 +244,23 @@ class Run:
     def adapted(self): return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
     def stages(self) -> Stages: k = self.limits.stages; return Stages(steps=tuple(k), keep=(*[5]*(len(k)-1), 1))
-    def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor))
+    def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor), per_image=True)
     def benchmarks(self) -> list[tuple[str, str]]:
         "(benchmark, split) pairs of the budget."
         return [(b, s) for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1) for b in self.data.benchmarks()[:self.limits.benchmarks]]
     def benchmark(self, name: str, split: str): return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
     def unrelated(self, floor: bool=False) -> tuple[list[str], list[int]]:
         "Prompts and seeds, one per image, of the unrelated images."
-        ps, n = self.data.unrelated_prompts(), self.limits.per_prompt; ps = ps[::max(1, len(ps)//self.limits.prompts)][:self.limits.prompts]
-        return [p for p in ps for _ in range(n)], [seed_for(int(floor), 'unrelated', i, j) for i in range(len(ps)) for j in range(n)]
+        return self.asked('unrelated', floor)
+    @property
+    def prompt_sets(self) -> dict[str, list[str]]:
+        "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
+        few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
+        return {k: v for k, v in dict(unrelated=few(self.data.unrelated_prompts(), self.limits.prompts), colors=few(self.data.color_prompts(), self.limits.colors), yours=self.study.prompts).items() if v}
+    def asked(self, name: str, floor: bool=False) -> tuple[list[str], list[int]]:
+        "Prompts and seeds, one per image, of a set of `prompt_sets`; the floor has other seeds."
+        ps, n = self.prompt_sets[name], self.limits.per_prompt
+        return [p for p in ps for _ in range(n)], [seed_for(int(floor), name, i, j) for i in range(len(ps)) for j in range(n)]
     def portraits(self, phrase: str|None=None) -> tuple[list[str], list[int]]:
         "Evaluation prompts of the subject and seeds, one per image."
         ts, n = self.data.eval_templates(), self.limits.per_template; phrase = phrase or self.subject.phrase
@@ -244,6 +271,12 @@ class Run:
     def by_prompt(self, prompts, values) -> dict:
         "Values [n, ...] grouped by prompt, in order."
         return {p: values[[i for i, q in enumerate(prompts) if q == p]] for p in dict.fromkeys(prompts)}
+    def answers(self, split: str) -> 'Answers':
+        "What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's rows are its runs."
+        parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]; sizes = [len(b.classes) for b, _ in parts]; first = [sum(sizes[:i]) for i in range(len(sizes))]
+        def read(folder, tag=''): return np.concatenate([load_scores(folder/f'scores-{n}-{split}{tag}.safetensors', benchmark=b.key)[0].predictions.numpy() + i for (b, n), i in zip(parts, first)])
+        return Answers([n for _, n in parts], sizes, [f'{n}/{c}' for b, n in parts for c in b.classes], np.concatenate([b.labels.numpy() + i for (b, _), i in zip(parts, first)]), np.concatenate([[f'{n}/{g}' for g in b.groups] for b, n in parts]),
+                       read(self.base_folder), read(self.base_folder, '-floor'), {m: np.stack([read(f) for f in fs]) for m, fs in self.study.folders(self.home).items()})
     def label(self, table: pd.DataFrame, **more) -> pd.DataFrame:
         "A measure's table with the run's columns; its own `prompt` or `class` column becomes `item`."
         t = table.rename(columns={'prompt': 'item', 'class': 'item'})
@@ -321,7 +354,7 @@ STARTUP = 8.        # seconds of one core that a step needs for its imports and 
 def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
     b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
-    classify = b.benchmarks*classes*b.per_class*len(b.splits)*(classes*b.stages[0] + sum(5*(y-x) for x, y in zip(b.stages, b.stages[1:]))); unrelated, portraits = b.prompts*b.per_prompt*k, 20*b.per_template*k
+    classify = b.benchmarks*classes*b.per_class*len(b.splits)*(classes*b.stages[0] + sum(5*(y-x) for x, y in zip(b.stages, b.stages[1:]))); unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
     recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; methods = max(1, len(study.methods))
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods      # with the regularizers' images, made by the first that needs them
     return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/methods))

@@ -8,6 +8,7 @@ __all__ = ['WORLDS', 'WorldSpec', 'register', 'spec_of', 'provider', 'World', 'd
 
 # %% ../nbs/01_worlds.ipynb #c003
 import copy, importlib, os
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
@@ -115,6 +116,17 @@ class World:
     def predict(self, z_t, t, c) -> torch.Tensor:
         "The denoiser's raw output for noised latents [n, ...], timesteps [n], text states [n, length, width]."
         return self.unet(z_t, t, c).sample
+
+    @contextmanager
+    def remembered(self, text):
+        "Inside, cross-attention takes the keys and values of C prompts (text states [C, length, width]) from a table, computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."
+        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]; now = [None]
+        def pick(c): now[0] = c; return text[c]
+        try:
+            for m in layers: table = m(text); m.forward = lambda _, table=table: table[now[0]]
+            yield pick
+        finally:
+            for m in layers: m.__dict__.pop('forward', None)
 
     def target(self, z, eps, t):
         "What the raw output is trained towards: noise or velocity."
