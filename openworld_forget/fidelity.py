@@ -73,9 +73,8 @@ def fidelity_table(
     for name, (judge, f) in measures.items():
         x, b = {p: f(v) for p, v in generated.items()}, {p: f(v) for p, v in (base or {}).items()}
         every = resample(total, draws, seed, 'fidelity')@np.concatenate([*x.values()]); floor = np.concatenate([*b.values()]).mean() if b else np.nan
-        top = pd.DataFrame([(name, '(all)', every[0], total, *interval(every, total), floor, networks[judge])], columns=COLUMNS)
+        line = lambda measure, v, floor: pd.DataFrame([(measure, '(all)', v[0], total, *interval(v, total), floor, networks[judge])], columns=COLUMNS)
         per = rows(name, {p: resample(n[p], draws, seed, 'fidelity', p)@x[p] for p in x}, n, {p: float(b[p].mean()) for p in x if p in b}, networks[judge], worst='min')
-        if {p: len(v) for p, v in b.items()} == n:
-            gain = resample(total, draws, seed, 'fidelity')@np.concatenate([x[p] - b[p] for p in x]); top.loc[1] = (f'{name}_gain', '(all)', gain[0], total, *interval(gain, total), 0., networks[judge])
-        out.append(pd.concat([top, per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan)); out[-1].loc[out[-1].measure == f'{name}_gain', 'ceiling'] = np.nan
+        out.append(pd.concat([line(name, every, floor), per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
+        if {p: len(v) for p, v in b.items()} == n: out.append(line(f'{name}_gain', resample(total, draws, seed, 'fidelity')@np.concatenate([x[p] - b[p] for p in x]), 0.).assign(ceiling=np.nan))
     return pd.concat(out, ignore_index=True)[[*COLUMNS[:-1], 'ceiling', 'network']]

@@ -204,7 +204,7 @@ def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
         every = run_values(results, label)
         for m in methods:
             r = every[every.method == m]
-            if len(r): out.append(dict(measure=label, method=m, **r[['value', 'low', 'high', 'floor', 'ceiling', 'n']].mean(), runs=len(r), network=r.network.iloc[0]))
+            if len(r): v = r[['value', 'low', 'high', 'floor', 'ceiling', 'n']].mean(); s = 1.96*r.value.std(ddof=0)/len(r)**.5; out.append(dict(measure=label, method=m, **v) | dict(low=v.value - np.hypot(v.value - v.low, s), high=v.value + np.hypot(v.high - v.value, s), runs=len(r), network=r.network.iloc[0]))
     return pd.DataFrame(out)
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:

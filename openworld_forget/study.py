@@ -244,7 +244,7 @@ class Run:
     def adapted(self): return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
     def stages(self) -> Stages: k = self.limits.stages; return Stages(steps=tuple(k), keep=(*[5]*(len(k)-1), 1))
-    def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor), per_image=True)
+    def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor))
     def benchmarks(self) -> list[tuple[str, str]]:
         "(benchmark, split) pairs of the budget."
         return [(b, s) for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1) for b in self.data.benchmarks()[:self.limits.benchmarks]]
