@@ -30,7 +30,8 @@ class Budget(Record):
     benchmarks: int = 7             # how many of the benchmarks
     splits: list[str] = ['known', 'heldout']
     per_class: int = 3              # test images per class and split
-    stages: list[int] = [2, 6]      # timesteps after each stage of the classifier
+    stages: list[int] = [2, 3, 4, 6, 9, 12, 18, 24]     # timesteps after each stage of the classifier's paired test
+    z: float = 1.                   # standard errors behind the best that rule a class out
     prompts: int = 28               # unrelated prompts
     colors: int = 11                # colour words on a neutral object
     per_prompt: int = 8             # images per prompt of these, and of yours
@@ -40,9 +41,9 @@ class Budget(Record):
     sampling_steps: int|None = None # DDIM steps; the world's default when None
 
 BUDGETS = {
-    'smoke': Budget(benchmarks=2, per_class=1, stages=[1, 2], prompts=4, colors=3, per_prompt=4, per_template=1, images=4, steps=2, sampling_steps=3),
+    'smoke': Budget(benchmarks=2, per_class=1, stages=[2, 3], prompts=4, colors=3, per_prompt=4, per_template=1, images=4, steps=2, sampling_steps=3),
     'quick': Budget(),
-    'paper': Budget(per_class=10, stages=[4, 16, 50], per_prompt=36, per_template=10),
+    'paper': Budget(per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2., per_prompt=36, per_template=10),
 }
 
 def run_folder(home: Path, concept: str, method: str, seed: int=0) -> Path:
@@ -243,7 +244,7 @@ class Run:
     @cached_property
     def adapted(self): return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
-    def stages(self) -> Stages: k = self.limits.stages; return Stages(steps=tuple(k), keep=(*[5]*(len(k)-1), 1))
+    def stages(self) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
     def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor))
     def benchmarks(self) -> list[tuple[str, str]]:
         "(benchmark, split) pairs of the budget."
@@ -354,7 +355,7 @@ STARTUP = 8.        # seconds of one core that a step needs for its imports and 
 def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
     b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
-    classify = b.benchmarks*classes*b.per_class*len(b.splits)*(classes*b.stages[0] + sum(5*(y-x) for x, y in zip(b.stages, b.stages[1:]))); unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
+    classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1]); unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
     recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; methods = max(1, len(study.methods))
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods      # with the regularizers' images, made by the first that needs them
     return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/methods))
