@@ -99,16 +99,16 @@ def check_histograms(h, what='histograms') -> np.ndarray:
 
 def _plans(p, q, chunk: int=500) -> np.ndarray:
     "Optimal transport plans [m, 11, 11] of histograms [m, 11]; the surpluses of `chunk` pairs are the blocks of one sparse linear program."
-    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS)); lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0); todo = np.flatnonzero(lose.sum(1) > 1e-12)
+    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS)); lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0); todo = np.flatnonzero(lose.sum(1) > 1e-12); scale = 1e4      # the solver's tolerance is absolute: 1e-7
     for k in range(0, len(todo), chunk):
         A, rhs, cost, at = [], [], [], []
         for m in todo[k:k+chunk]:
-            i, j = np.flatnonzero(lose[m]), np.flatnonzero(gain[m]); at.append((m, *np.meshgrid(i, j, indexing='ij')))
+            i, j = (np.flatnonzero(v[m] > 1e-9*v[m].sum()) for v in (lose, gain)); at.append((m, *np.meshgrid(i, j, indexing='ij')))
             A.append(np.concatenate([np.kron(np.eye(len(i)), np.ones(len(j))), np.kron(np.ones(len(i)), np.eye(len(j)))]))
-            rhs += [lose[m, i]/lose[m].sum(), gain[m, j]/gain[m].sum()]; cost.append(GROUND[np.ix_(i, j)].ravel())
+            rhs += [scale*lose[m, i]/lose[m, i].sum(), scale*gain[m, j]/gain[m, j].sum()]; cost.append(GROUND[np.ix_(i, j)].ravel())
         r = linprog(np.concatenate(cost), A_eq=block_diag(A, format='csr'), b_eq=np.concatenate(rhs), method='highs')
         if r.x is None: raise ForgetError(f'The transport problem could not be solved ({r.message}). Use distance="tv", and report the histograms.')
-        for (m, i, j), x in zip(at, np.split(r.x, np.cumsum([len(c) for c in cost])[:-1])): plan[m, i, j] += x.reshape(i.shape)*lose[m].sum()
+        for (m, i, j), x in zip(at, np.split(r.x, np.cumsum([len(c) for c in cost])[:-1])): plan[m, i, j] += x.reshape(i.shape)/scale*lose[m].sum()
     return plan
 
 def _js(p, q):
