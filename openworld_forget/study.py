@@ -250,9 +250,7 @@ class Run:
         "(benchmark, split) pairs of the budget."
         return [(b, s) for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1) for b in self.data.benchmarks()[:self.limits.benchmarks]]
     def benchmark(self, name: str, split: str): return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
-    def unrelated(self, floor: bool=False) -> tuple[list[str], list[int]]:
-        "Prompts and seeds, one per image, of the unrelated images."
-        return self.asked('unrelated', floor)
+    def unrelated(self) -> tuple[list[str], list[int]]: "Prompts and seeds, one per image, of the unrelated images."; return self.asked('unrelated')
     @property
     def prompt_sets(self) -> dict[str, list[str]]:
         "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
