@@ -54,11 +54,15 @@ class NoisePlan(Record):
         if not 1 <= n <= self.steps: raise ForgetError(f'A stage of {n} steps does not fit a plan of {self.steps}. Make the plan with steps >= {n}.')
         return len({(2*j + 1)*self.steps//(2*m) for m in self.stages if m <= n for j in range(m)}) if n in self.stages else n
 
+    @property
+    def points(self) -> torch.Tensor:
+        "Where in the schedule the steps lie, 0 to 1, float64 [k], in plan order."
+        return self.low + (self.high - self.low)*(torch.tensor(self.order, dtype=torch.float64) + .5)/self.steps
+
     def timesteps(self, world) -> torch.Tensor:
         "Timesteps [k], in plan order."
         if self.steps > round((self.high - self.low)*world.timesteps): raise ForgetError(f'{self.steps} steps do not fit {self.low} to {self.high} of a schedule of {world.timesteps}. Use fewer steps or a wider range.')
-        u = (torch.tensor(self.order, dtype=torch.float64) + .5)/self.steps
-        return ((self.low + (self.high - self.low)*u)*world.timesteps + 1e-9).long()
+        return (self.points*world.timesteps + 1e-9).long()
 
     def noise(self, world, steps=None, images=None) -> torch.Tensor:
         "Noise [k, c, h, w], in plan order (or of some `steps` of it); every grid point (if `per_image`: of every image, by key) has a generator of its own."
@@ -209,9 +213,14 @@ def replay(
     full: torch.Tensor,        # errors [n, C, k] of every class at every step, from `errors`
     plan: NoisePlan,           # theirs
     stages: Stages,
+    like: NoisePlan|None=None, # as if they had been evaluated by this plan: another order, or a part, of `plan`'s points
 ) -> Scores:
     "What `classify` would have measured, decided and spent with these stages: no forward is made."
     if full.ndim != 3 or full.shape[-1] != plan.steps or full.isnan().any(): raise ForgetError(f'Expected errors [n, C, {plan.steps}] without gaps, got {list(full.shape)}. Evaluate every class at every step first.')
+    if like is not None:
+        at = (plan.points[None] - like.points[:, None]).abs() < 1e-9
+        if not at.any(1).all(): raise ForgetError(f'The errors hold no steps at {like.points[~at.any(1)].tolist()[:3]} of the schedule. Replay a plan whose grid is part of theirs.')
+        full, plan = full[..., at.double().argmax(1)], like
     def kept(which, steps, part):
         out = torch.full_like(full, torch.nan); out[..., steps.start:steps.stop] = full[..., steps.start:steps.stop]; return out.masked_fill(~which[..., None], torch.nan)
     return _staged(kept, *full.shape[:2], plan, stages)

@@ -13,21 +13,27 @@ import math
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import binom
-from .core import ForgetError, choose, rng
+from .core import ForgetError, choose, numbers, rng
 
 # %% ../nbs/08_semantic.ipynb #c006
-def checked(C: int|None, labels, *preds) -> list[np.ndarray]:
-    "Labels [n] and predictions [n] (or [m, n]) as int64 arrays; empty, unequal, non-integer or out of range is a `ForgetError`."
-    out = [np.asarray(a.cpu() if hasattr(a, 'cpu') else a) for a in (labels, *preds)]
+def checked(C: int|None, labels, *preds, rows: bool=False) -> list[np.ndarray]:
+    "Labels [n] and predictions [n] (with `rows` also [m, n]) as int64 arrays; empty, unequal, non-integer or out of range is a `ForgetError`."
+    if C is not None and C < 1: raise ForgetError(f'There are {C} classes: name one or more.')
+    try: out = [np.asarray(a.cpu() if hasattr(a, 'cpu') else a) for a in (labels, *preds)]
+    except ValueError: raise ForgetError('Labels and predictions must be arrays of class numbers; these are lists of unequal lengths.') from None
     for i, a in enumerate(out):
         what = 'labels' if i == 0 else f'predictions {i}'
-        if a.ndim not in ((1,) if i == 0 else (1, 2)) or not a.size: raise ForgetError(f'{what} have shape {list(a.shape)}: expected one class number per image, at least one image.')
+        if a.ndim not in ((1, 2) if rows and i else (1,)) or not a.size: raise ForgetError(f'{what} have shape {list(a.shape)}: expected one class number per image, at least one image.')
         if a.dtype.kind not in 'iu': raise ForgetError(f'{what} are {a.dtype}, expected integers: pass class numbers, not names or scores.')
         if a.shape[-1] != out[0].shape[-1]: raise ForgetError(f'{what} hold {a.shape[-1]} images, the labels {out[0].shape[-1]}. Base and adapted world must have classified the same images.')
         if a.min() < 0 or C and a.max() >= C: raise ForgetError(f'{what} reach from {a.min()} to {a.max()}: class numbers start at 0' + (f' and end at {C-1}.' if C else '.'))
     return [a.astype(np.int64) for a in out]
 
-def _w(w, n): return np.ones(n) if w is None else np.asarray(w, np.float64)
+def _w(w, n):
+    if w is None: return np.ones(n)
+    w = numbers(w, 'weights')
+    if w.shape[-1:] != (n,) or not (w >= 0).all() or not w.sum(-1).all(): raise ForgetError(f'Weights must be [n] or [B, n] for n = {n} images, not negative and not all zero; got shape {list(w.shape)}.')
+    return w
 
 def accuracy(labels, pred, C: int|None=None, w=None):
     "Share of right answers over all images, percent."
@@ -64,7 +70,7 @@ class WorstDrop(NamedTuple):
 
 def worst_class_drop(drops) -> WorstDrop:
     "Both orders of the worst class drop from drops [concepts, C] (or [C], one concept)."
-    d = np.atleast_2d(np.asarray(drops, np.float64))
+    d = np.atleast_2d(numbers(drops, 'drops'))
     if d.ndim != 2 or not d.size or np.isnan(d).all(-1).any() or not (np.isfinite(d)|np.isnan(d)).all(): raise ForgetError(f'Expected drops [concepts, classes] with a number in every row, got shape {list(d.shape)}.')
     return WorstDrop(float(np.nanmax(d, 1).mean()), float(np.nanmax(d.mean(0))))
 
@@ -89,6 +95,7 @@ def over_benchmarks(stat, sizes: list[int]):
 # %% ../nbs/08_semantic.ipynb #c014
 def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
     "Percentage and 95 % Wilson interval, in percent."
+    if not 0 <= hits <= n or n < 1 or not z > 0: raise ForgetError(f'{hits} of {n} is no share. Give 0 <= hits <= n, n >= 1 and z > 0.')
     p = hits/n; m, h = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
 
@@ -117,6 +124,7 @@ def resample_weights(
 
 def interval(draws, point, level: float=.95, kind: str='percentile') -> tuple:
     "(low, high) from resampled values [n, ...] and the estimate [...]."
+    if not 0 < level < 1 or not len(draws): raise ForgetError(f'An interval needs resamples and a level between 0 and 1, got {len(draws)} and {level}. 95 % is .95.')
     lo, hi = np.quantile(draws, [(1-level)/2, (1+level)/2], axis=0); choose(kind, ['percentile', 'basic', 'centred'], 'interval')
     if kind == 'centred': mean = np.mean(draws, 0); return point + lo - mean, point + hi - mean
     return (lo, hi) if kind == 'percentile' else (2*point - hi, 2*point - lo)
@@ -133,6 +141,7 @@ def paired_bootstrap(
     f = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')]
     return interval(f(labels, base, adapted, C, resample_weights(labels, groups, n, seed)), f(labels, base, adapted, C), level, kind or _kind(f))
 
+def _rows(p) -> np.ndarray: return np.atleast_2d(p.cpu() if hasattr(p, 'cpu') else p)
 def _kind(f, after=None) -> str: return 'basic' if after or f is STATS['worst_class_drop'] else 'percentile'
 def _over_concepts(f, labels, base, adapted, C, after, w=None, v=None):
     "`after` the (weighted, v [B, K]) mean over concepts of f: a value, or [B] of them."
@@ -147,7 +156,7 @@ def hierarchical_bootstrap(
     C: int|None=None, level: float=.95, kind: str|None=None,   # None: 'basic' for maxima (worst class drops, `after`), else 'percentile'
 ) -> tuple:
     "Interval (low, high) of the mean over concepts, drawing concepts and, identically for all of them, images."
-    labels, base, adapted = checked(C, labels, base_pred, np.atleast_2d(adapted_pred)); C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
+    labels, base, adapted = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f, K = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], len(adapted)
     v = rng(seed, 'bootstrap concepts').multinomial(K, np.full(K, 1/K), size=n)/K
     return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind or _kind(f, after))
@@ -163,14 +172,16 @@ def floor(labels, base, base_again, C: int) -> dict:
 
 def holm(p) -> np.ndarray:
     "Holm's adjusted p values: reject where they are at most alpha, and the family-wise error is at most alpha."
-    p = np.asarray(p, np.float64)
+    p = numbers(p, 'p values')
     if p.ndim != 1 or not p.size or not ((0 <= p) & (p <= 1)).all(): raise ForgetError('Expected a list of p values between 0 and 1.')
     o, out = p.argsort(kind='stable'), np.empty(len(p))
     out[o] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p)))*p[o]), 1); return out
 
 def sign_test(lost, gained, two_sided: bool=False) -> np.ndarray:
     "Exact McNemar (sign) test: P(at least `lost` of lost + gained fair coins); one-sided for a drop unless `two_sided`."
-    lost, gained = np.asarray(lost), np.asarray(gained); p = binom.sf(lost - 1, lost + gained, .5)
+    lost, gained = numbers(lost, 'losses'), numbers(gained, 'gains')
+    if lost.shape != gained.shape or not all((v >= 0).all() and (v == np.floor(v)).all() for v in (lost, gained)): raise ForgetError('Losses and gains are counts: whole numbers from 0, equally many of both.')
+    p = binom.sf(lost - 1, lost + gained, .5)
     return np.minimum(1, 2*np.minimum(p, binom.sf(gained - 1, lost + gained, .5))) if two_sided else p
 
 def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided: bool=False) -> pd.DataFrame:
@@ -224,7 +235,7 @@ def concept_table(
     groups=None, seed: int=0, n: int=2000,
 ) -> pd.DataFrame:
     "Semantic drift over K concepts: means with hierarchical intervals, worst class drop in both orders; n counts images."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, np.atleast_2d(adapted_pred)); f = None if floor_pred is None else checked(C, y, np.atleast_2d(floor_pred))[1]
+    C = len(classes); y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
     specs = {k: (STATS[k], None) for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
     specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
@@ -242,7 +253,7 @@ def expected_floor(
 ) -> np.ndarray:                # float64 [n]: simulated worst class drops, percent points
     "The worst class drop of a model that did not drift: what a planned benchmark will show for nothing."
     choose(kind, ['exchangeable', 'every answer'], 'kind of flips'); q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
-    if not (0 <= q <= .5 and 0 < acc < 1 and C > 0 and per_class > 0 and scatter > 0): raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and positive counts.')
+    if not (0 <= q <= .5 and 0 < acc < 1 and C > 0 and per_class > 0 and scatter > 0 and n > 0): raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and positive counts.')
     truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1)); e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2
     read = lambda: truth ^ (r.random(truth.shape) < e)
     base, adapted = (truth, read()) if kind == 'every answer' else (read(), read())
