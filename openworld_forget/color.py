@@ -90,7 +90,7 @@ GROUND = np.linalg.norm(color_space(PROTOTYPES)[:, None] - color_space(PROTOTYPE
 def check_histograms(h, what='histograms') -> np.ndarray:
     "float64 [..., 11] that is non-negative and sums to 1, or a `ForgetError`."
     h = numbers(h, what)
-    if h.size == 0 or h.shape[-1] != len(TERMS): raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. Make them with `name_histogram`.')
+    if h.ndim == 0 or h.size == 0 or h.shape[-1] != len(TERMS): raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. Make them with `name_histogram`.')
     if not np.isfinite(h).all() or h.min() < -1e-9 or np.abs(h.sum(-1)-1).max() > 1e-6: raise ForgetError(f'{what}: rows must be non-negative, finite and sum to 1. Average histograms; do not add them.')
     return h
 

@@ -35,8 +35,9 @@ def choose(
 def numbers(x, what: str) -> np.ndarray:
     "`x`, also a tensor on any device, as a float64 array; text, ragged lists and objects are a `ForgetError`."
     try:
-        if x is None: raise TypeError
-        return np.asarray(x.detach().cpu().double() if isinstance(x, torch.Tensor) else x, np.float64)
+        a = np.asarray(x.detach().cpu().double() if isinstance(x, torch.Tensor) else x)
+        if a.dtype.kind not in 'biuf' and a.size: raise TypeError
+        return a.astype(np.float64)
     except (TypeError, ValueError): raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. Rows must be numbers and of equal length.') from None
 
 # %% ../nbs/00_core.ipynb #c008

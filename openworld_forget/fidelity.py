@@ -9,7 +9,7 @@ __all__ = ['strip_token', 'image_alignment', 'real_ceiling', 'text_alignment', '
 import re
 import numpy as np, pandas as pd
 from .core import ForgetError, numbers
-from .judges import check_images, unit
+from .judges import check_features, check_images, unit
 from .uncertainty import COLUMNS, interval, resample, rows
 
 # %% ../nbs/15_fidelity.ipynb #c007
@@ -58,9 +58,11 @@ def look(
     return out if prompt is None else out | dict(text=judges['clip'].embed_text([prompt])[0].numpy())
 
 def _check_looks(looks: dict, what: str, keys: tuple):
+    if not isinstance(looks, dict): raise ForgetError(f'{what} each prompt: expected a mapping from prompts to what `look` returns, got {type(looks).__name__}.')
     for p, v in looks.items():
         if not isinstance(v, dict) or not set(keys) <= set(v): raise ForgetError(f'{what} {p!r}: expected the features {", ".join(keys)}. Make them with `look`' + (', giving it the prompt.' if 'text' in keys else '.'))
-        if 'text' in keys and len(v['clip']) != len(v['features']): raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. Make both with one call of `look`.')
+        n = [len(check_features(v[k], f'{what} {p!r}: {k}')) for k in ('clip', 'features')]
+        if 'text' in keys and n[0] != n[1]: raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. Make both with one call of `look`.')
 
 def fidelity_table(
     generated: dict,             # prompt without V* -> `look(judges, images, prompt)`
@@ -71,9 +73,9 @@ def fidelity_table(
     seed: int=0, draws: int=1000,    # of the bootstrap over generated images
 ) -> pd.DataFrame:
     "Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."
-    if not generated: raise ForgetError('No prompts: the generated set is empty. Generate images first.')
-    if base is not None and not base: raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
-    for what, s in (('Generated images of', generated), ('Base images of', base or {})): _check_looks(s, what, ('clip', 'features', 'text'))
+    if isinstance(generated, dict) and not generated: raise ForgetError('No prompts: the generated set is empty. Generate images first.')
+    if isinstance(base, dict) and not base: raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
+    for what, s in (('Generated images of', generated), ('Base images of', {} if base is None else base)): _check_looks(s, what, ('clip', 'features', 'text'))
     _check_looks({'references': references}, 'The', ('clip', 'features'))
     if not {'clip', 'features'} <= set(networks): raise ForgetError(f'networks must name the judges clip and features, got {sorted(networks)}.')
     text = lambda v: text_alignment(v['clip'], v['text'])

@@ -16,11 +16,14 @@ from scipy.stats import binom
 from .core import ForgetError, choose, numbers, rng
 
 # %% ../nbs/08_semantic.ipynb #c006
+def _array(a) -> np.ndarray:
+    try: return np.asarray(a.cpu() if hasattr(a, 'cpu') else a)
+    except ValueError: raise ForgetError('Labels and predictions must be arrays of class numbers; these are lists of unequal lengths.') from None
+
 def checked(C: int|None, labels, *preds, rows: bool=False) -> list[np.ndarray]:
     "Labels [n] and predictions [n] (with `rows` also [m, n]) as int64 arrays; empty, unequal, non-integer or out of range is a `ForgetError`."
     if C is not None and C < 1: raise ForgetError(f'There are {C} classes: name one or more.')
-    try: out = [np.asarray(a.cpu() if hasattr(a, 'cpu') else a) for a in (labels, *preds)]
-    except ValueError: raise ForgetError('Labels and predictions must be arrays of class numbers; these are lists of unequal lengths.') from None
+    out = [_array(a) for a in (labels, *preds)]
     for i, a in enumerate(out):
         what = 'labels' if i == 0 else f'predictions {i}'
         if a.ndim not in ((1, 2) if rows and i else (1,)) or not a.size: raise ForgetError(f'{what} have shape {list(a.shape)}: expected one class number per image, at least one image.')
@@ -29,6 +32,10 @@ def checked(C: int|None, labels, *preds, rows: bool=False) -> list[np.ndarray]:
         if a.min() < 0 or C and a.max() >= C: raise ForgetError(f'{what} reach from {a.min()} to {a.max()}: class numbers start at 0' + (f' and end at {C-1}.' if C else '.'))
     return [a.astype(np.int64) for a in out]
 
+def _count(classes) -> int:
+    "Number of classes, from their names."
+    if isinstance(classes, str) or not hasattr(classes, '__len__'): raise ForgetError(f'Expected a list of class names, got {classes!r}.')
+    return len(classes)
 def _w(w, n):
     if w is None: return np.ones(n)
     w = numbers(w, 'weights')
@@ -85,7 +92,9 @@ STATS = dict(                       # name -> f(labels, base, adapted, C, w): pe
 # %% ../nbs/08_semantic.ipynb #c009
 def over_benchmarks(stat, sizes: list[int]):
     "The mean over benchmarks of a statistic (a name in STATS, or a function like those); `sizes` are the benchmarks' numbers of classes, which are numbered through."
-    f, edge = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], np.cumsum([0, *sizes])
+    k = numbers(sizes, 'sizes of benchmarks')
+    if k.ndim != 1 or not k.size or not ((k >= 1) & (k == np.floor(k))).all(): raise ForgetError(f'Expected the number of classes of each benchmark, got {sizes!r}.')
+    f, edge = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], np.cumsum([0, *k]).astype(int)
     def mean(labels, base, adapted, C, w=None):
         if C != edge[-1]: raise ForgetError(f'{C} classes, but benchmarks of {list(sizes)}: the sizes must add up.')
         at = [(lo, hi, (labels >= lo) & (labels < hi)) for lo, hi in zip(edge, edge[1:])]
@@ -100,9 +109,15 @@ def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
     return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
 
 # %% ../nbs/08_semantic.ipynb #c018
+def _vector(groups) -> np.ndarray:
+    "Any values, one per image, as an array [N]."
+    try: g = np.asarray(groups)
+    except ValueError: g = np.empty((0, 0))
+    if g.ndim != 1 or g.dtype.kind not in 'biufUS': raise ForgetError('Groups must be one number or name per image: an array [N].')
+    return g
 def clusters(labels, groups=None) -> np.ndarray:
     "Number of each image's cluster [N]: of its group, or (None) of the image itself; a group with images of two classes is a `ForgetError`."
-    labels = np.asarray(labels); g = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    labels = checked(None, labels)[0]; g = np.arange(len(labels)) if groups is None else np.unique(_vector(groups), return_inverse=True)[1]
     if len(g) != len(labels): raise ForgetError(f'{len(g)} groups for {len(labels)} images: give one group per image.')
     if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)): raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
     return g
@@ -114,7 +129,7 @@ def resample_weights(
     seed: int=0,
 ) -> np.ndarray:       # float64 [n, N]: how often each image was drawn
     "Bootstrap draws of clusters, stratified by class."
-    labels, r, g = np.asarray(labels), rng(seed, 'bootstrap'), clusters(labels, groups)
+    r, g, labels = rng(seed, 'bootstrap'), clusters(labels, groups), checked(None, labels)[0]
     if n < 1: raise ForgetError(f'{n} resamples: give n >= 1.')
     W = np.empty((n, len(labels)))
     for c in np.unique(labels):
@@ -141,7 +156,7 @@ def paired_bootstrap(
     f = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')]
     return interval(f(labels, base, adapted, C, resample_weights(labels, groups, n, seed)), f(labels, base, adapted, C), level, kind or _kind(f))
 
-def _rows(p) -> np.ndarray: return np.atleast_2d(p.cpu() if hasattr(p, 'cpu') else p)
+def _rows(p) -> np.ndarray: return np.atleast_2d(_array(p))
 def _kind(f, after=None) -> str: return 'basic' if after or f is STATS['worst_class_drop'] else 'percentile'
 def _over_concepts(f, labels, base, adapted, C, after, w=None, v=None):
     "`after` the (weighted, v [B, K]) mean over concepts of f: a value, or [B] of them."
@@ -186,7 +201,7 @@ def sign_test(lost, gained, two_sided: bool=False) -> np.ndarray:
 
 def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided: bool=False) -> pd.DataFrame:
     "Per class: n images, drop (points), votes lost and gained, p, Holm-adjusted p."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups)
+    C = _count(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups)
     net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64); np.add.at(net, g, (b == y).astype(float) - (a == y)); of[g] = y
     lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0)); p = sign_test(lost, gained, two_sided)
     return pd.DataFrame({'class': list(classes), 'n': np.bincount(y, minlength=C), 'drop': class_drop(y, b, a, C), 'lost': lost, 'gained': gained, 'p': p, 'p_holm': holm(p)})
@@ -199,7 +214,7 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
 # %% ../nbs/08_semantic.ipynb #c026
 def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.DataFrame:
     "Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points), votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups); before, after = confusion(y, b, C), confusion(y, a, C); out = []
+    C = _count(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups); before, after = confusion(y, b, C), confusion(y, a, C); out = []
     for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
         if i == j: continue
         net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
@@ -219,7 +234,7 @@ def drift_table(
     seed: int=0, n: int=2000,
 ) -> pd.DataFrame:
     "Semantic drift of one adapted world in long form."
-    C = len(classes); y, b, a, *f = checked(C, labels, base_pred, adapted_pred, *([] if floor_pred is None else [floor_pred])); W = resample_weights(y, groups, n, seed)
+    C = _count(classes); y, b, a, *f = checked(C, labels, base_pred, adapted_pred, *([] if floor_pred is None else [floor_pred])); W = resample_weights(y, groups, n, seed)
     rows, drop, low = [], class_drop(y, b, a, C), (lambda stat: stat(y, b, f[0], C) if f else np.nan)
     for k, stat in STATS.items():
         v = stat(y, b, a, C); worst = k == 'worst_class_drop'
@@ -235,7 +250,7 @@ def concept_table(
     groups=None, seed: int=0, n: int=2000,
 ) -> pd.DataFrame:
     "Semantic drift over K concepts: means with hierarchical intervals, worst class drop in both orders; n counts images."
-    C = len(classes); y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
+    C = _count(classes); y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
     specs = {k: (STATS[k], None) for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
     specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
@@ -253,7 +268,7 @@ def expected_floor(
 ) -> np.ndarray:                # float64 [n]: simulated worst class drops, percent points
     "The worst class drop of a model that did not drift: what a planned benchmark will show for nothing."
     choose(kind, ['exchangeable', 'every answer'], 'kind of flips'); q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
-    if not (0 <= q <= .5 and 0 < acc < 1 and C > 0 and per_class > 0 and scatter > 0 and n > 0): raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and positive counts.')
+    if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))): raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and whole positive counts.')
     truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1)); e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2
     read = lambda: truth ^ (r.random(truth.shape) < e)
     base, adapted = (truth, read()) if kind == 'every answer' else (read(), read())

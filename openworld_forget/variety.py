@@ -56,8 +56,8 @@ def lpips_distances(
     *sets: torch.Tensor,  # S sets of n images (uint8 [n, 3, H, W])
 ) -> np.ndarray:
     "LPIPS, float64 [S, n, S, n], between the images of S sets; exactly 0 for equal images."
-    if not sets or len({len(x) for x in sets}) != 1: raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
     sets = [check_images(x) for x in sets]
+    if len({len(x) for x in sets}) != 1: raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
     if len({tuple(x.shape[1:]) for x in sets}) > 1: raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. Generate at one resolution.')
     x, n = torch.cat(sets), len(sets[0]); f = judge.embed(x)
     g = sum((c.double()@c.double().T for c in f.split(2**18, 1))).numpy()               # in pieces: at 512 pixels a row has millions of entries
