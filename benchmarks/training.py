@@ -2,8 +2,10 @@
 
     python benchmarks/training.py [--world mini] [--steps 16] [--rounds 3]
 
-The plain loop is written in the style of diffusers' DreamBooth example: it encodes images and prompts at every step and runs instance and prior one after the other, on weights in their default memory layout, with the default AdamW.
-Times are the least of the rounds. Memory is that of all weights plus the peak of what a first step allocates (activations, gradients, optimizer state), as the allocator reports it.
+The plain loop is written in the style of diffusers' DreamBooth example: it encodes images and prompts at every step and runs instance and prior one
+after the other, on weights in their default memory layout, with the default AdamW.
+Times are the least of the rounds. Memory is that of all weights plus the peak of what a first step allocates (activations, gradients, optimizer
+state), as the allocator reports it.
 """
 import argparse, itertools, os, time
 
@@ -25,7 +27,8 @@ def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
     for images, prompt in ((subject.images, subject.instance_prompt), (class_images, subject.class_prompt)):
         i = torch.randint(len(images), (batch,), generator=g); z = world.encode(images[i].float().to(world.device)/255)
         e = torch.randn(z.shape, generator=g).to(z.device, z.dtype); t = torch.randint(world.timesteps, (batch,), generator=g).to(z.device)
-        out = adapted.predict(world.add_noise(z, e, t), t, adapted.encode_text([prompt]*batch)); total = total + F.mse_loss(out.float(), world.target(z, e, t).float())
+        out = adapted.predict(world.add_noise(z, e, t), t, adapted.encode_text([prompt]*batch))
+        total = total + F.mse_loss(out.float(), world.target(z, e, t).float())
     total.backward(); torch.nn.utils.clip_grad_norm_(params.values(), 1.); opt.step(); opt.zero_grad(set_to_none=True); return total.item()
 
 def setup(world, subject, name, images=32):
@@ -41,36 +44,69 @@ def trainer(params, loss, r):
 
 def timed(f, steps, device):
     "Seconds per step."
-    f(1); device.type == 'cuda' and torch.cuda.synchronize(); t = time.perf_counter(); f(steps); device.type == 'cuda' and torch.cuda.synchronize(); return (time.perf_counter() - t)/steps
+    f(1)
+    device.type == 'cuda' and torch.cuda.synchronize()
+    t = time.perf_counter()
+    f(steps)
+    device.type == 'cuda' and torch.cuda.synchronize()
+    return (time.perf_counter() - t)/steps
 
 def live(*modules): return sum({p.data_ptr(): p.numel()*p.element_size() for m in modules for p in (*m.parameters(), *m.buffers())}.values())
 
 def peak(f, device):
     "Largest number of bytes that f holds beyond what was held before it."
-    if device.type == 'cuda': torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated(); f(); return torch.cuda.max_memory_allocated() - before
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as p: f()
     now = most = 0
-    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()): now += e.nbytes(); most = max(most, now)
+    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
+        now += e.nbytes()
+        most = max(most, now)
     return most
 
 def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
     "The plain loop, prior preservation and drift correction on one adaptation: rounds alternate, so a slow minute of the machine hits all three."
-    data = provider(world.spec); subject = data.subject(data.subjects()[0], world.resolution, world.spec.token); images = generate(world, [subject.class_prompt]*32, list(range(32))); todo, memory = {}, {}
-    base = world.but(**{k: clone(getattr(world, k)).to(memory_format=torch.contiguous_format) for k in ('unet', 'vae', 'text_encoder')}); r, params, adapted, _ = setup(base, subject, adaptation, 2); opt = torch.optim.AdamW(params.values(), lr=r.lr, weight_decay=r.weight_decay)
+    data = provider(world.spec)
+    subject = data.subject(data.subjects()[0], world.resolution, world.spec.token)
+    images = generate(world, [subject.class_prompt]*32, list(range(32)))
+    todo, memory = {}, {}
+    base = world.but(**{k: clone(getattr(world, k)).to(memory_format=torch.contiguous_format) for k in ('unet', 'vae', 'text_encoder')})
+    r, params, adapted, _ = setup(base, subject, adaptation, 2)
+    opt = torch.optim.AdamW(params.values(), lr=r.lr, weight_decay=r.weight_decay)
     todo['plain'] = lambda n, params=params, adapted=adapted: [plain_step(base, adapted, params, subject, images, r.batch, opt, k) for k in range(n)]
     for form in ('', '-dc'):
         r, params, adapted, loss = setup(world, subject, adaptation + form)
         todo[form] = trainer(params, loss, r)
-        memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(lambda f=todo[form]: f(1), world.device)
+        memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(
+            lambda f=todo[form]: f(1), world.device
+        )
     took = {k: min(ts) for k, ts in zip(todo, zip(*[[timed(f, steps, world.device) for f in todo.values()] for _ in range(rounds)]))}
-    return {'method': adaptation, 'batch': r.batch, 'plain loop (ms)': took['plain']*1e3, 'prior preservation (ms)': took['']*1e3, 'drift correction (ms)': took['-dc']*1e3, 'prior: times as fast as plain': took['plain']/took[''], 'correction adds (%)': 100*(took['-dc']/took[''] - 1), 'peak memory, correction / prior': memory['-dc']/memory['']}
+    return {
+        'method': adaptation,
+        'batch': r.batch,
+        'plain loop (ms)': took['plain'] * 1e3,
+        'prior preservation (ms)': took[''] * 1e3,
+        'drift correction (ms)': took['-dc'] * 1e3,
+        'prior: times as fast as plain': took['plain'] / took[''],
+        'correction adds (%)': 100 * (took['-dc'] / took[''] - 1),
+        'peak memory, correction / prior': memory['-dc'] / memory[''],
+    }
 
 def table(world: str='mini', steps: int=16, rounds: int=3) -> pd.DataFrame:
     "The three ratios of every adaptation, measured now."
     w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds) for k in ADAPTATIONS]).set_index('method')
 
 def main(argv=None):
-    ap = argparse.ArgumentParser(); ap.add_argument('--world', default='mini'); ap.add_argument('--steps', type=int, default=16); ap.add_argument('--rounds', type=int, default=3); a = ap.parse_args(argv)
-    t = table(a.world, a.steps, a.rounds); print(f'{a.world} on {default_device()}, {torch.get_num_threads()} threads, least of {a.rounds} rounds of {a.steps} steps'); print(t.round(2).T.to_string())
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--world', default='mini')
+    ap.add_argument('--steps', type=int, default=16)
+    ap.add_argument('--rounds', type=int, default=3)
+    a = ap.parse_args(argv)
+    t = table(a.world, a.steps, a.rounds)
+    print(f'{a.world} on {default_device()}, {torch.get_num_threads()} threads, least of {a.rounds} rounds of {a.steps} steps')
+    print(t.round(2).T.to_string())
 
 if __name__ == '__main__': main()

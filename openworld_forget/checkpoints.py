@@ -18,8 +18,11 @@ from .worlds import World, clone
 
 # %% ../nbs/17_checkpoints.ipynb #c006
 LORA, CUSTOM, OWN = 'pytorch_lora_weights.safetensors', 'pytorch_custom_diffusion_weights.safetensors', 'adapter.safetensors'
-EXPECTED = ('Expected a run of this package (adapter.safetensors), a LoRA file (diffusers or kohya), a Custom Diffusion folder (pytorch_custom_diffusion_weights.safetensors with <token>.safetensors), '
-            'a textual inversion (<token>.safetensors), or a diffusers folder of a UNet or a pipeline; all as safetensors.')
+EXPECTED = (
+    'Expected a run of this package (adapter.safetensors), a LoRA file (diffusers or kohya), a Custom Diffusion folder '
+    '(pytorch_custom_diffusion_weights.safetensors with <token>.safetensors), '
+    'a textual inversion (<token>.safetensors), or a diffusers folder of a UNet or a pipeline; all as safetensors.'
+)
 
 def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
     "What a file or folder holds (own, lora, custom, inversion, unet, pipeline), and the file or folder to read."
@@ -33,7 +36,11 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
         files = sorted(p.glob('*.safetensors'))
         if len(files) == 1: return checkpoint_kind(files[0])
         raise ForgetError(f'{p}: nothing to read here; it holds {sorted(f.name for f in p.iterdir())[:8]}. {EXPECTED}')
-    if p.suffix != '.safetensors': raise ForgetError(f'{p} is not a safetensors file. Pickles (.bin, .pt, .ckpt) can run code and are not read: save it again as safetensors with the tool that made it. {EXPECTED}')
+    if p.suffix != '.safetensors':
+        raise ForgetError(
+            f'{p} is not a safetensors file. Pickles (.bin, .pt, .ckpt) can run code and are not read: save it again as safetensors with the tool that '
+            f'made it. {EXPECTED}'
+        )
     shapes, meta = tensor_shapes(p)
     if 'adaptation' in meta: return 'own', p
     if any('custom_diffusion' in k for k in shapes): return 'custom', p
@@ -43,12 +50,19 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
 
 # %% ../nbs/17_checkpoints.ipynb #c008
 def _fits(path, what, got, want):
-    if tuple(got) != tuple(want): raise ForgetError(f'{path}: {what} has shape {list(got)}, this base needs {list(want)}. It was made for another base model.')
+    if tuple(got) != tuple(want):
+        raise ForgetError(f'{path}: {what} has shape {list(got)}, this base needs {list(want)}. It was made for another base model.')
 
 def add_token(world: World, token: str, embedding: torch.Tensor, path='embedding') -> World:
     "The world with one more word; embedding [width] or [vectors, width]. The world's default V* becomes this word."
-    embedding = torch.atleast_2d(embedding); width = world.text_encoder.get_input_embeddings().weight.shape[1]; _fits(path, f'the embedding of {token!r}', embedding.shape[1:], (width,))
-    if token in world.tokenizer.get_vocab(): raise ForgetError(f'{path}: the word {token!r} is in the base vocabulary already; its meaning would be overwritten. Save the embedding under a new name such as "<{token}>".')
+    embedding = torch.atleast_2d(embedding)
+    width = world.text_encoder.get_input_embeddings().weight.shape[1]
+    _fits(path, f'the embedding of {token!r}', embedding.shape[1:], (width,))
+    if token in world.tokenizer.get_vocab():
+        raise ForgetError(
+            f'{path}: the word {token!r} is in the base vocabulary already; its meaning would be overwritten. Save the embedding under a new name such '
+            f'as "<{token}>".'
+        )
     w = world.but(tokenizer=copy.deepcopy(world.tokenizer), text_encoder=clone(world.text_encoder), spec=world.spec.but(token=token))
     w.pipeline().load_textual_inversion({token: embedding}, token=token); w.text_encoder.requires_grad_(False); return w
 
@@ -60,13 +74,18 @@ def _inversion(base, path):
 def _custom(base, path):
     tensors, _ = load_tensors(path); unet = clone(base.unet); layers = dict(unet.named_parameters())
     where = lambda k: k.replace('.processor', '').replace('_custom_diffusion', '')
-    if not tensors or (unknown := [k for k in tensors if where(k) not in layers]): raise ForgetError(f'{path}: this base has no layer for {unknown[0] if tensors else "anything"!r}. It was made for another base model.')
+    if not tensors or (unknown := [k for k in tensors if where(k) not in layers]):
+        raise ForgetError(f'{path}: this base has no layer for {unknown[0] if tensors else "anything"!r}. It was made for another base model.')
     need = {k for k in layers if k.endswith(('attn2.to_k.weight', 'attn2.to_v.weight'))}; missing = sorted(need - {where(k) for k in tensors})
-    if missing: raise ForgetError(f'{path}: Custom Diffusion changes the keys and values of every cross-attention, but {missing[0]!r} is missing ({len(missing)} in all).')
+    if missing:
+        raise ForgetError(
+            f'{path}: Custom Diffusion changes the keys and values of every cross-attention, but {missing[0]!r} is missing ({len(missing)} in all).'
+        )
     with torch.no_grad():
         for k, v in tensors.items(): _fits(path, k, v.shape, layers[where(k)].shape); layers[where(k)].copy_(v)
     w = base.but(unet=unet); tokens = [f for f in sorted(path.parent.glob('*.safetensors')) if f != path and checkpoint_kind(f)[0] == 'inversion']
-    if not tokens: raise ForgetError(f'{path}: the embedding of its token is missing. Put the file <token>.safetensors that training wrote beside it.')
+    if not tokens:
+        raise ForgetError(f'{path}: the embedding of its token is missing. Put the file <token>.safetensors that training wrote beside it.')
     for f in tokens: w = _inversion(w, f)
     return w
 
@@ -76,37 +95,69 @@ def _lora(base, path):
     if any('dora_scale' in k for k in tensors): raise ForgetError(f'{path} is a DoRA file, which is not read. Merge it into a pipeline folder first.')
     level = logging.get_verbosity(); logging.set_verbosity(logging.CRITICAL)      # what it would warn about is checked below
     try: pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-    except Exception as e: raise ForgetError(f'{path} does not fit this base ({type(e).__name__}: {" ".join(str(e).split())[:300]}). A LoRA belongs to the base model, and the layers, it was trained on.') from None
+    except Exception as e:
+        raise ForgetError(
+            f'{path} does not fit this base ({type(e).__name__}: {" ".join(str(e).split())[:300]}). A LoRA belongs to the base model, and the layers, '
+            f'it was trained on.'
+        ) from None
     finally: logging.set_verbosity(level)
-    placed = [v for m in (w.unet, w.text_encoder) if getattr(m, 'peft_config', None) for a in m.peft_config for v in get_peft_model_state_dict(m, adapter_name=a).values()]
+    placed = [
+        v
+        for m in (w.unet, w.text_encoder)
+        if getattr(m, 'peft_config', None)
+        for a in m.peft_config
+        for v in get_peft_model_state_dict(m, adapter_name=a).values()
+    ]
     given = [v for k, v in tensors.items() if not k.endswith('.alpha')]
     if len(placed) != len(given) or sorted(float(v.double().sum()) for v in placed) != sorted(float(v.to(base.dtype).double().sum()) for v in given):
-        raise ForgetError(f'{path}: {len(given)} LoRA tensors are given, {len(placed)} have a place in this base, and not all of the same values. Keys are missing (a pair needs both halves) or belong to layers that this base does not have.')
+        raise ForgetError(
+            f'{path}: {len(given)} LoRA tensors are given, {len(placed)} have a place in this base, and not all of the same values. Keys are missing (a '
+            f'pair needs both halves) or belong to layers that this base does not have.'
+        )
     return w
 
 # %% ../nbs/17_checkpoints.ipynb #c014
 def _network(path: Path, module):
     "A copy of a network with the weights of a diffusers folder, which must have exactly its tensors."
     files = sorted(path.glob('*.safetensors'))
-    if len(files) != 1: raise ForgetError(f'{path}: expected one safetensors file, found {[f.name for f in files]}. Save it with `save_pretrained(..., safe_serialization=True)`.')
+    if len(files) != 1:
+        raise ForgetError(
+            f'{path}: expected one safetensors file, found {[f.name for f in files]}. Save it with `save_pretrained(..., safe_serialization=True)`.'
+        )
     tensors, _ = load_tensors(files[0]); own = module.state_dict(); odd = sorted(set(tensors) ^ set(own))
-    if odd: raise ForgetError(f'{files[0]}: {len(odd)} tensors are missing or unexpected, for example {odd[0]!r}. It belongs to another architecture than this base.')
+    if odd:
+        raise ForgetError(
+            f'{files[0]}: {len(odd)} tensors are missing or unexpected, for example {odd[0]!r}. It belongs to another architecture than this base.'
+        )
     for k in own: _fits(files[0], k, tensors[k].shape, own[k].shape)
     m = clone(module); m.load_state_dict(tensors); return m
 
 def _unet(base, path):
-    if (c := read_json(path/'config.json').get('_class_name')) != 'UNet2DConditionModel': raise ForgetError(f'{path} holds a {c}, not a UNet2DConditionModel. {EXPECTED}')
+    if (c := read_json(path/'config.json').get('_class_name')) != 'UNet2DConditionModel':
+        raise ForgetError(f'{path} holds a {c}, not a UNet2DConditionModel. {EXPECTED}')
     return base.but(unet=_network(path, base.unet))
 
 def _pipeline(base, path):
     try:
         tok = CLIPTokenizer.from_pretrained(path/'tokenizer', local_files_only=True)
         text, info = CLIPTextModel.from_pretrained(path/'text_encoder', use_safetensors=True, local_files_only=True, output_loading_info=True)
-    except Exception as e: raise ForgetError(f'{path}: its text encoder or tokenizer could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}).') from None
-    if info['missing_keys'] or info['mismatched_keys']: raise ForgetError(f'{path}: tensors of its text encoder are missing or misshapen: {sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:2]}.')
-    check_finite(text.state_dict(), f'{path}/text_encoder'); _fits(path, 'its text width', (text.config.hidden_size,), (base.text_encoder.config.hidden_size,))
-    vae = _network(path/'vae', base.vae); far = max((a.float() - b.float()).abs().max().item() for a, b in zip(vae.state_dict().values(), base.vae.state_dict().values()))
-    if far > 1e-2: raise ForgetError(f'{path} has another VAE than this base (a weight differs by {far:.2g}): its pictures would differ for that reason alone. Put the base\'s VAE into it.')
+    except Exception as e:
+        raise ForgetError(
+            f'{path}: its text encoder or tokenizer could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}).'
+        ) from None
+    if info['missing_keys'] or info['mismatched_keys']:
+        raise ForgetError(
+            f'{path}: tensors of its text encoder are missing or misshapen: {sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:2]}.'
+        )
+    check_finite(text.state_dict(), f'{path}/text_encoder')
+    _fits(path, 'its text width', (text.config.hidden_size,), (base.text_encoder.config.hidden_size,))
+    vae = _network(path/'vae', base.vae)
+    far = max((a.float() - b.float()).abs().max().item() for a, b in zip(vae.state_dict().values(), base.vae.state_dict().values()))
+    if far > 1e-2:
+        raise ForgetError(
+            f'{path} has another VAE than this base (a weight differs by {far:.2g}): its pictures would differ for that reason alone. Put the base\'s '
+            f'VAE into it.'
+        )
     return base.but(unet=_network(path/'unet', base.unet), tokenizer=tok, text_encoder=text.to(base.device, base.dtype))
 
 READERS = dict(own=load_own, lora=_lora, custom=_custom, inversion=_inversion, unet=_unet, pipeline=_pipeline)

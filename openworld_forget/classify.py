@@ -39,7 +39,8 @@ class NoisePlan(Record):
     @model_validator(mode='after')
     def _valid(self):
         if self.low >= self.high: raise ValueError(f'low {self.low} must be below high {self.high}')
-        if list(self.stages) != sorted(set(self.stages)) or any(not 1 <= n <= self.steps for n in self.stages): raise ValueError(f'stages {self.stages} must increase and lie between 1 and steps = {self.steps}')
+        if list(self.stages) != sorted(set(self.stages)) or any(not 1 <= n <= self.steps for n in self.stages):
+            raise ValueError(f'stages {self.stages} must increase and lie between 1 and steps = {self.steps}')
         return self
 
     @property
@@ -50,7 +51,8 @@ class NoisePlan(Record):
         return list(out | dict.fromkeys(spread(k)))
 
     def prefix(self, n: int) -> int:
-        "How many leading steps hold the first `n` steps, or, if `n` is one of the plan's stages, its grid and all earlier ones (more than n where grids do not nest)."
+        """How many leading steps hold the first `n` steps, or, if `n` is one of the plan's stages, its grid and all earlier ones (more than n
+        where grids do not nest)."""
         if not 1 <= n <= self.steps: raise ForgetError(f'A stage of {n} steps does not fit a plan of {self.steps}. Make the plan with steps >= {n}.')
         return len({(2*j + 1)*self.steps//(2*m) for m in self.stages if m <= n for j in range(m)}) if n in self.stages else n
 
@@ -61,7 +63,10 @@ class NoisePlan(Record):
 
     def timesteps(self, world) -> torch.Tensor:
         "Timesteps [k], in plan order."
-        if self.steps > round((self.high - self.low)*world.timesteps): raise ForgetError(f'{self.steps} steps do not fit {self.low} to {self.high} of a schedule of {world.timesteps}. Use fewer steps or a wider range.')
+        if self.steps > round((self.high - self.low)*world.timesteps):
+            raise ForgetError(
+                f'{self.steps} steps do not fit {self.low} to {self.high} of a schedule of {world.timesteps}. Use fewer steps or a wider range.'
+            )
         return (self.points*world.timesteps + 1e-9).long()
 
     def noise(self, world, steps=None, images=None) -> torch.Tensor:
@@ -73,9 +78,17 @@ class NoisePlan(Record):
 # %% ../nbs/07_classify.ipynb #c010
 def _check(world, latents, prompts, loss):
     choose(loss, ['l1', 'l2'], 'loss')
-    if isinstance(prompts, str) or not len(prompts): raise ForgetError('prompts must be a list with one prompt per class, and is empty or a single text.')
-    if len(set(prompts)) < len(prompts): raise ForgetError(f'Two classes have the same prompt: {sorted({p for p in prompts if list(prompts).count(p) > 1})}. Such classes cannot be told apart; rename or merge them.')
-    if latents.ndim != 4 or tuple(latents.shape[1:]) != tuple(world.latent_shape) or not len(latents): raise ForgetError(f'Expected latents [n >= 1, {", ".join(map(str, world.latent_shape))}], got {list(latents.shape)}. Make them with `world.encode`.')
+    if isinstance(prompts, str) or not len(prompts):
+        raise ForgetError('prompts must be a list with one prompt per class, and is empty or a single text.')
+    if len(set(prompts)) < len(prompts):
+        raise ForgetError(
+            f'Two classes have the same prompt: {sorted({p for p in prompts if list(prompts).count(p) > 1})}. Such classes cannot be told apart; rename '
+            f'or merge them.'
+        )
+    if latents.ndim != 4 or tuple(latents.shape[1:]) != tuple(world.latent_shape) or not len(latents):
+        raise ForgetError(
+            f'Expected latents [n >= 1, {", ".join(map(str, world.latent_shape))}], got {list(latents.shape)}. Make them with `world.encode`.'
+        )
     if not torch.isfinite(latents).all(): raise ForgetError('The latents have non-finite values. Encode the images again, in float32.')
 
 def _mask(which, n: int, C: int) -> torch.Tensor:
@@ -120,12 +133,17 @@ def errors(
         for a in range(0, total, batch):
             j = torch.arange(a, min(a + batch, total)); s, (i, c) = j // len(pairs), pairs[j % len(pairs)].T
             sd = s.to(dev)
-            if plan.per_image: u, inv = (s*n + i).unique(return_inverse=True); e = plan.noise(world, pos[u//n].tolist(), [images[q] for q in (u % n).tolist()]).to(dev)[inv.to(dev)]
+            if plan.per_image:
+                u, inv = (s*n + i).unique(return_inverse=True)
+                e = plan.noise(world, pos[u//n].tolist(), [images[q] for q in (u % n).tolist()]).to(dev)[inv.to(dev)]
             else: e = eps[sd]
             z_t = world.add_noise(z[i.to(dev)], e, t[sd]).to(world.dtype)
             e_hat = world.epsilon(world.predict(z_t, t[sd], pick(c.to(dev))).float(), z_t.float(), t[sd])
             d = (e - e_hat).flatten(1); out[i, c, pos[s]] = (d.abs() if loss == 'l1' else d.square()).mean(1).cpu(); bar.update(len(j))
-    if not torch.isfinite(out[mask][:, pos]).all(): raise ForgetError(f'World {world.label!r} predicts non-finite noise. Its training diverged, or its dtype {world.dtype} overflows: use float32 or bfloat16.')
+    if not torch.isfinite(out[mask][:, pos]).all():
+        raise ForgetError(
+            f'World {world.label!r} predicts non-finite noise. Its training diverged, or its dtype {world.dtype} overflows: use float32 or bfloat16.'
+        )
     return out
 
 # %% ../nbs/07_classify.ipynb #c017
@@ -138,10 +156,12 @@ class Stages(Record):
 
     @model_validator(mode='after')
     def _valid(self):
-        if not self.steps or self.steps[0] < 1 or list(self.steps) != sorted(set(self.steps)): raise ValueError(f'steps {self.steps} must increase and start at 1 or more')
+        if not self.steps or self.steps[0] < 1 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f'steps {self.steps} must increase and start at 1 or more')
         if self.keep == 'confident':
             if self.steps[0] < 2: raise ValueError('a paired test needs a first stage of 2 steps or more')
-        elif len(self.keep) != len(self.steps) or min(self.keep) < 1 or list(self.keep) != sorted(self.keep, reverse=True): raise ValueError(f'keep {self.keep} must not increase, with one number >= 1 for each of {len(self.steps)} stages')
+        elif len(self.keep) != len(self.steps) or min(self.keep) < 1 or list(self.keep) != sorted(self.keep, reverse=True):
+            raise ValueError(f'keep {self.keep} must not increase, with one number >= 1 for each of {len(self.steps)} stages')
         return self
 
     def plan(self, seed: int=0, **kw) -> NoisePlan:
@@ -160,9 +180,14 @@ class Protocol(Record):
 def _p(steps, keep, loss, template): return Protocol(stages=Stages(steps=steps, keep=keep), loss=loss, template=template)
 _fine = (20, 50, 100, 500), (20, 10, 5, 1)
 PUBLISHED = dict(
-    cifar10=_p((50, 500), (5, 1), 'l1', 'a blurry photo of a {}.'), stl10=_p((100, 500), (5, 1), 'l1', 'a photo of a {}.'), pets=_p((25, 250), (5, 1), 'l1', 'a photo of a {}, a type of pet.'),
-    flowers=_p(*_fine, 'l1', 'a photo of a {}, a type of flower.'), food=_p(*_fine, 'l2', 'a photo of a {}, a type of food.'), aircraft=_p(*_fine, 'l2', 'a photo of a {}, a type of aircraft.'),
-    objectnet=_p((50, 100, 500, 1000), (25, 10, 5, 1), 'l2', 'a photo of a {}.'))
+    cifar10=_p((50, 500), (5, 1), 'l1', 'a blurry photo of a {}.'),
+    stl10=_p((100, 500), (5, 1), 'l1', 'a photo of a {}.'),
+    pets=_p((25, 250), (5, 1), 'l1', 'a photo of a {}, a type of pet.'),
+    flowers=_p(*_fine, 'l1', 'a photo of a {}, a type of flower.'),
+    food=_p(*_fine, 'l2', 'a photo of a {}, a type of food.'),
+    aircraft=_p(*_fine, 'l2', 'a photo of a {}, a type of aircraft.'),
+    objectnet=_p((50, 100, 500, 1000), (25, 10, 5, 1), 'l2', 'a photo of a {}.'),
+)
 
 @dataclass
 class Scores:
@@ -175,7 +200,8 @@ class Scores:
     def at(self, m: int) -> torch.Tensor:
         "Predictions [n] from the first `m` steps alone; every class must have been evaluated there."
         e = self.errors[..., :m]
-        if not 1 <= m <= self.errors.shape[-1] or e.isnan().any(): raise ForgetError(f'Not every class was evaluated at the first {m} steps. Classify without stages, or ask for fewer steps.')
+        if not 1 <= m <= self.errors.shape[-1] or e.isnan().any():
+            raise ForgetError(f'Not every class was evaluated at the first {m} steps. Classify without stages, or ask for fewer steps.')
         return e.double().mean(-1).argmin(1)
 
 PRIOR = 3       # steps that the other classes' variance counts for ('confident')
@@ -183,8 +209,11 @@ def survivors(err: torch.Tensor, alive: torch.Tensor, stages: Stages, stage: int
     "Classes [n, C] kept after a stage, given the errors [n, C, m] seen so far."
     mean = err.double().nanmean(-1).masked_fill(~alive, torch.inf); rank = mean.argsort(dim=1, stable=True).argsort(1)
     if stages.keep != 'confident': return alive & (rank < stages.keep[stage])
-    d = err.double() - err.double().gather(1, mean.argmin(1)[:, None, None].expand(-1, 1, err.shape[-1])); m = err.shape[-1]; var, others = d.var(-1), alive & (rank > 0)
-    shared = (var*others).nan_to_num().sum(1, keepdim=True)/others.sum(1, keepdim=True).clamp_min(1); s = ((PRIOR*shared + (m - 1)*var)/(PRIOR + m - 1)).sqrt()
+    d = err.double() - err.double().gather(1, mean.argmin(1)[:, None, None].expand(-1, 1, err.shape[-1]))
+    m = err.shape[-1]
+    var, others = d.var(-1), alive & (rank > 0)
+    shared = (var*others).nan_to_num().sum(1, keepdim=True)/others.sum(1, keepdim=True).clamp_min(1)
+    s = ((PRIOR*shared + (m - 1)*var)/(PRIOR + m - 1)).sqrt()
     return alive & ~((rank >= stages.min_keep) & (d.mean(-1) > stages.z*s/m**.5))
 
 @torch.no_grad()
@@ -196,7 +225,15 @@ def classify(
 ) -> Scores:
     "Predict a class per image: the least mean error, over the steps of the last stage, of the classes that survived the others."
     _check(world, latents, prompts, loss); text = world.encode_text(list(prompts))
-    return _staged(lambda which, steps, part: errors(world, latents, prompts, plan, which=which, steps=steps, loss=loss, batch=batch, images=images, desc=f'{desc} {part}', text=text), len(latents), len(prompts), plan, stages)
+    return _staged(
+        lambda which, steps, part: errors(
+            world, latents, prompts, plan, which=which, steps=steps, loss=loss, batch=batch, images=images, desc=f'{desc} {part}', text=text
+        ),
+        len(latents),
+        len(prompts),
+        plan,
+        stages,
+    )
 
 def _staged(evaluate, n, C, plan, stages):
     stages = stages or Stages(steps=(plan.steps,), keep=(1,)); done, forwards = 0, 0
@@ -216,25 +253,36 @@ def replay(
     like: NoisePlan|None=None, # as if they had been evaluated by this plan: another order, or a part, of `plan`'s points
 ) -> Scores:
     "What `classify` would have measured, decided and spent with these stages: no forward is made."
-    if full.ndim != 3 or full.shape[-1] != plan.steps or full.isnan().any(): raise ForgetError(f'Expected errors [n, C, {plan.steps}] without gaps, got {list(full.shape)}. Evaluate every class at every step first.')
+    if full.ndim != 3 or full.shape[-1] != plan.steps or full.isnan().any():
+        raise ForgetError(f'Expected errors [n, C, {plan.steps}] without gaps, got {list(full.shape)}. Evaluate every class at every step first.')
     if like is not None:
         at = (plan.points[None] - like.points[:, None]).abs() < 1e-9
-        if not at.any(1).all(): raise ForgetError(f'The errors hold no steps at {like.points[~at.any(1)].tolist()[:3]} of the schedule. Replay a plan whose grid is part of theirs.')
+        if not at.any(1).all():
+            raise ForgetError(
+                f'The errors hold no steps at {like.points[~at.any(1)].tolist()[:3]} of the schedule. Replay a plan whose grid is part of theirs.'
+            )
         full, plan = full[..., at.double().argmax(1)], like
     def kept(which, steps, part):
-        out = torch.full_like(full, torch.nan); out[..., steps.start:steps.stop] = full[..., steps.start:steps.stop]; return out.masked_fill(~which[..., None], torch.nan)
+        out = torch.full_like(full, torch.nan)
+        out[..., steps.start:steps.stop] = full[..., steps.start:steps.stop]
+        return out.masked_fill(~which[..., None], torch.nan)
     return _staged(kept, *full.shape[:2], plan, stages)
 
 # %% ../nbs/07_classify.ipynb #c029
 def merge_scores(parts: list[Scores]) -> Scores:
     "Scores of consecutive ranges of images as one."
-    if not parts or len({tuple(p.errors.shape[1:]) for p in parts}) > 1: raise ForgetError('Shards must be one or more, with the same classes and the same plan.')
+    if not parts or len({tuple(p.errors.shape[1:]) for p in parts}) > 1:
+        raise ForgetError('Shards must be one or more, with the same classes and the same plan.')
     return Scores(*[torch.cat([getattr(p, f) for p in parts]) for f in ('errors', 'predictions', 'alive')], sum(p.forwards for p in parts))
 
 def save_scores(path: Path|str, scores: Scores, *, plan: NoisePlan, world: str, benchmark: str, **more):
     "Write scores atomically; `world` and `benchmark` are content keys, `more` anything JSON that belongs to the number (loss, stages, template ...)."
     seen = ~scores.errors.isnan()
-    save_tensors(path, dict(values=scores.errors[seen].float(), seen=seen, predictions=scores.predictions, alive=scores.alive), dict(plan=plan.model_dump(mode='json'), world=world, benchmark=benchmark, forwards=scores.forwards, **more))
+    save_tensors(
+        path,
+        dict(values=scores.errors[seen].float(), seen=seen, predictions=scores.predictions, alive=scores.alive),
+        dict(plan=plan.model_dump(mode='json'), world=world, benchmark=benchmark, forwards=scores.forwards, **more),
+    )
 
 def load_scores(
     path: Path|str,
@@ -242,7 +290,8 @@ def load_scores(
 ) -> tuple[Scores, dict]:
     "Read `(scores, meta)`; scores of another plan, world or benchmark are a `ForgetError`."
     t, meta = load_tensors(path)
-    if missing := {'values', 'seen', 'predictions', 'alive'} - set(t): raise ForgetError(f'{path} does not hold scores (no {", ".join(sorted(missing))}). Classify again.')
+    if missing := {'values', 'seen', 'predictions', 'alive'} - set(t):
+        raise ForgetError(f'{path} does not hold scores (no {", ".join(sorted(missing))}). Classify again.')
     for k, v in expect.items():
         v = v.model_dump(mode='json') if isinstance(v, Record) else v
         if meta.get(k) != v: raise ForgetError(f'{path} holds scores of another {k}: {meta.get(k)!r}, expected {v!r}. Delete it and classify again.')

@@ -31,8 +31,27 @@ _STEM = {'blu': 'blue', 'gray': 'grey', 'orang': 'orange', 'purpl': 'purple', 'r
 def color_space(rgb) -> np.ndarray:
     "Oklab with `CHROMA` on a and b, float64 [..., 3], of sRGB in [0, 1] [..., 3]."
     c = np.asarray(rgb, float); lin = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)
-    lms = np.cbrt(lin @ np.array([[.4122214708, .2119034982, .0883024619], [.5363325363, .6806995451, .2817188376], [.0514459929, .1073969566, .6299787005]]))
-    return lms @ np.array([[.2104542553, 1.9779984951, .0259040371], [.7936177850, -2.4285922050, .7827717662], [-.0040720468, .4505937099, -.8086757660]])*[1, CHROMA, CHROMA]
+    lms = np.cbrt(
+        lin
+        @ np.array(
+            [
+                [0.4122214708, 0.2119034982, 0.0883024619],
+                [0.5363325363, 0.6806995451, 0.2817188376],
+                [0.0514459929, 0.1073969566, 0.6299787005],
+            ]
+        )
+    )
+    return (
+        lms
+        @ np.array(
+            [
+                [0.2104542553, 1.9779984951, 0.0259040371],
+                [0.7936177850, -2.4285922050, 0.7827717662],
+                [-0.0040720468, 0.4505937099, -0.8086757660],
+            ]
+        )
+        * [1, CHROMA, CHROMA]
+    )
 
 def head_terms(name: str) -> list[str]:
     "The basic terms that are the head of a colour name: one, several for 'green/yellow', none for 'teal'."
@@ -56,7 +75,8 @@ def name_colors(
     "Probability [m, 11] of each basic term, by the kernel estimate itself; `name_histogram` uses a table of it."
     if not bandwidth > 0: raise ForgetError(f'The naming bandwidth must be positive, got {bandwidth}. The default is {BANDWIDTH}.')
     rgb = numbers(rgb, 'colours')
-    if rgb.shape[-1:] != (3,) or not rgb.size or not ((0 <= rgb) & (rgb <= 1)).all(): raise ForgetError(f'Expected sRGB colours in [0, 1], [m, 3], got shape {list(rgb.shape)}. Divide 8-bit values by 255.')
+    if rgb.shape[-1:] != (3,) or not rgb.size or not ((0 <= rgb) & (rgb <= 1)).all():
+        raise ForgetError(f'Expected sRGB colours in [0, 1], [m, 3], got shape {list(rgb.shape)}. Divide 8-bit values by 255.')
     x, (y, w) = color_space(rgb.reshape(-1, 3)), survey(); out = np.empty((len(x), len(TERMS)))
     for i in range(0, len(x), chunk):
         a = x[i:i+chunk]; d = (a*a).sum(1)[:, None] + (y*y).sum(1) - 2*a@y.T
@@ -90,13 +110,19 @@ GROUND = np.linalg.norm(color_space(PROTOTYPES)[:, None] - color_space(PROTOTYPE
 def check_histograms(h, what='histograms') -> np.ndarray:
     "float64 [..., 11] that is non-negative and sums to 1, or a `ForgetError`."
     h = numbers(h, what)
-    if h.ndim == 0 or h.size == 0 or h.shape[-1] != len(TERMS): raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. Make them with `name_histogram`.')
-    if not np.isfinite(h).all() or h.min() < -1e-9 or np.abs(h.sum(-1)-1).max() > 1e-6: raise ForgetError(f'{what}: rows must be non-negative, finite and sum to 1. Average histograms; do not add them.')
+    if h.ndim == 0 or h.size == 0 or h.shape[-1] != len(TERMS):
+        raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. Make them with `name_histogram`.')
+    if not np.isfinite(h).all() or h.min() < -1e-9 or np.abs(h.sum(-1)-1).max() > 1e-6:
+        raise ForgetError(f'{what}: rows must be non-negative, finite and sum to 1. Average histograms; do not add them.')
     return h
 
 def _plans(p, q, chunk: int=500) -> np.ndarray:
     "Optimal transport plans [m, 11, 11] of histograms [m, 11]; the surpluses of `chunk` pairs are the blocks of one sparse linear program."
-    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS)); lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0); todo = np.flatnonzero(lose.sum(1) > 1e-12); scale = 1e4      # the solver's tolerance is absolute: 1e-7
+    # the solver's tolerance is absolute: 1e-7
+    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS))
+    lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0)
+    todo = np.flatnonzero(lose.sum(1) > 1e-12)
+    scale = 1e4
     for k in range(0, len(todo), chunk):
         A, rhs, cost, at = [], [], [], []
         for m in todo[k:k+chunk]:
@@ -123,13 +149,17 @@ def cdi(
     "Color Drift Index, our definition: distance of two naming histograms; [...], or a float."
     p, q = check_histograms(h_base, 'base histograms'), check_histograms(h_adapted, 'adapted histograms')
     try: p, q = np.broadcast_arrays(p, q)
-    except ValueError: raise ForgetError(f'Base histograms {list(p.shape)} and adapted histograms {list(q.shape)} do not pair up. Give equally many, or average each set first.') from None
+    except ValueError:
+        raise ForgetError(
+            f'Base histograms {list(p.shape)} and adapted histograms {list(q.shape)} do not pair up. Give equally many, or average each set first.'
+        ) from None
     d = DISTANCES[choose(distance, DISTANCES, 'histogram distance')](p, q); return float(d) if d.ndim == 0 else d
 
 def transport_plan(h_base, h_adapted) -> pd.DataFrame:
     "The earth mover's plan [from, to] between two mean histograms [11]: rows sum to `h_base`, columns to `h_adapted`; what stayed is on the diagonal."
     p, q = check_histograms(h_base, 'base histogram'), check_histograms(h_adapted, 'adapted histogram')
-    if p.ndim != 1 or q.ndim != 1: raise ForgetError(f'A transport plan is between two histograms [11], got {list(p.shape)} and {list(q.shape)}. Average over images first.')
+    if p.ndim != 1 or q.ndim != 1:
+        raise ForgetError(f'A transport plan is between two histograms [11], got {list(p.shape)} and {list(q.shape)}. Average over images first.')
     return pd.DataFrame(_plans(p[None], q[None])[0], index=pd.Index(TERMS, name='from'), columns=pd.Index(TERMS, name='to'))
 
 # %% ../nbs/11_color.ipynb #c022
@@ -140,7 +170,8 @@ def color_drift(
 ) -> dict:
     "`cdi` of the mean histograms, its `paired` per-seed variant (NaN if not paired), and `n`. Base against base with other seeds is the floor of the first."
     a, b = name_histogram(base), name_histogram(adapted)
-    if paired and len(a) != len(b): raise ForgetError(f'Paired sets must be of equal size, got {len(a)} and {len(b)}. Generate the same seeds, or pass paired=False.')
+    if paired and len(a) != len(b):
+        raise ForgetError(f'Paired sets must be of equal size, got {len(a)} and {len(b)}. Generate the same seeds, or pass paired=False.')
     return dict(cdi=cdi(a.mean(0), b.mean(0), distance), paired=float(np.mean(cdi(a, b, distance))) if paired else np.nan, n=len(b))
 
 # %% ../nbs/11_color.ipynb #c027
@@ -152,14 +183,47 @@ def cdi_table(
     paired: bool=True,               # image i has the same seed in base and adapted
     seed: int=0, draws: int=1000,    # of the bootstrap over images
 ) -> pd.DataFrame:
-    "Color drift per prompt, mean and worst: measure `cdi_<distance>`, and if paired `cdi_<distance>_paired` and (two images or more) the unbiased `cdi_squared`."
+    """Color drift per prompt, mean and worst: measure `cdi_<distance>`, and if paired `cdi_<distance>_paired` and (two images or more) the
+    unbiased `cdi_squared`."""
     check_sets(base, adapted, floor, paired); d = lambda p, q: np.atleast_1d(cdi(p, q, distance)); hi = 1. if distance != 'emd' else GROUND.max()
-    W = {p: resample(len(base[p]), draws, seed, 'cdi', p) for p in base}; V = W if paired else {p: resample(len(adapted[p]), draws, seed, 'cdi', p, 'adapted') for p in base}
-    h = [{p: check_histograms(s[p], f'{what} of {p!r}') for p in base} for what, s in (('base', base), ('adapted', adapted), *([('floor', floor)] if floor is not None else []))]
+    W = {p: resample(len(base[p]), draws, seed, 'cdi', p) for p in base}
+    V = W if paired else {p: resample(len(adapted[p]), draws, seed, 'cdi', p, 'adapted') for p in base}
+    h = [
+        {p: check_histograms(s[p], f'{what} of {p!r}') for p in base}
+        for what, s in (('base', base), ('adapted', adapted), *([('floor', floor)] if floor is not None else []))
+    ]
     n, means = {p: len(adapted[p]) for p in base}, [{p: v.mean(0) for p, v in s.items()} for s in h]
-    out = [rows(f'cdi_{distance}', {p: d(W[p]@h[0][p], V[p]@h[1][p]) for p in base}, n, {p: cdi(means[0][p], means[2][p], distance) for p in base} if floor is not None else None, NAMER, bounds=(0, hi))]
-    if paired: out.append(rows(f'cdi_{distance}_paired', {p: W[p]@d(h[0][p], h[1][p]) for p in base}, n, {p: d(h[0][p], h[2][p]).mean() for p in base} if floor is not None else None, NAMER, bounds=(0, hi)))
-    if paired and min(n.values()) > 1: out.append(rows('cdi_squared', {p: mean_shift2(h[1][p] - h[0][p], W[p]) for p in base}, n, {p: mean_shift2(h[2][p] - h[0][p]) for p in base} if floor is not None else None, NAMER))
+    out = [
+        rows(
+            f'cdi_{distance}',
+            {p: d(W[p] @ h[0][p], V[p] @ h[1][p]) for p in base},
+            n,
+            {p: cdi(means[0][p], means[2][p], distance) for p in base} if floor is not None else None,
+            NAMER,
+            bounds=(0, hi),
+        )
+    ]
+    if paired:
+        out.append(
+            rows(
+                f'cdi_{distance}_paired',
+                {p: W[p] @ d(h[0][p], h[1][p]) for p in base},
+                n,
+                {p: d(h[0][p], h[2][p]).mean() for p in base} if floor is not None else None,
+                NAMER,
+                bounds=(0, hi),
+            )
+        )
+    if paired and min(n.values()) > 1:
+        out.append(
+            rows(
+                'cdi_squared',
+                {p: mean_shift2(h[1][p] - h[0][p], W[p]) for p in base},
+                n,
+                {p: mean_shift2(h[2][p] - h[0][p]) for p in base} if floor is not None else None,
+                NAMER,
+            )
+        )
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/11_color.ipynb #c033
@@ -168,9 +232,29 @@ def asked_color(prompt: str) -> str|None:
     hits = {t for w in re.findall(r'[a-z]+', prompt.lower()) for t in TERMS if _STEM.get(w, w) == t}; return hits.pop() if len(hits) == 1 else None
 
 def asked_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int=0, draws: int=1000) -> pd.DataFrame:
-    "Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`, `_change`; negative is forgetting) of the prompts with exactly one colour word; no rows if there are none."
-    check_sets(base, adapted, floor); term = {p: TERMS.index(t) for p in base if (t := asked_color(p))}; n = {p: len(base[p]) for p in term}; W = {p: resample(n[p], draws, seed, 'asked', p) for p in term}; low = dict(network=NAMER, worst='min')
+    """Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`, `_change`; negative is
+    forgetting) of the prompts with exactly one colour word; no rows if there are none."""
+    check_sets(base, adapted, floor)
+    term = {p: TERMS.index(t) for p in base if (t := asked_color(p))}
+    n = {p: len(base[p]) for p in term}
+    W = {p: resample(n[p], draws, seed, 'asked', p) for p in term}
+    low = dict(network=NAMER, worst='min')
     if not term: return pd.DataFrame(columns=COLUMNS)
-    share = lambda s: {p: check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}; b, a = share(base), share(adapted); f = share(floor) if floor is not None else None
-    return pd.concat([rows('color_asked_base', {p: W[p]@b[p] for p in term}, n, bounds=(0, 1), **low), rows('color_asked', {p: W[p]@a[p] for p in term}, n, {p: b[p].mean() for p in term}, bounds=(0, 1), **low),
-                      rows('color_asked_change', {p: W[p]@(a[p] - b[p]) for p in term}, n, {p: (f[p] - b[p]).mean() for p in term} if f else None, bounds=(-1, 1), **low)], ignore_index=True)
+    share = lambda s: {p: check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}
+    b, a = share(base), share(adapted)
+    f = share(floor) if floor is not None else None
+    return pd.concat(
+        [
+            rows('color_asked_base', {p: W[p] @ b[p] for p in term}, n, bounds=(0, 1), **low),
+            rows('color_asked', {p: W[p] @ a[p] for p in term}, n, {p: b[p].mean() for p in term}, bounds=(0, 1), **low),
+            rows(
+                'color_asked_change',
+                {p: W[p] @ (a[p] - b[p]) for p in term},
+                n,
+                {p: (f[p] - b[p]).mean() for p in term} if f else None,
+                bounds=(-1, 1),
+                **low,
+            ),
+        ],
+        ignore_index=True,
+    )

@@ -28,12 +28,15 @@ def load_image(path: Path|str, size: int) -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             with Image.open(path) as im:
-                if im.width*im.height > MAX_PIXELS: raise ForgetError(f'{path} has {im.width} x {im.height} pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.')
+                if im.width*im.height > MAX_PIXELS:
+                    raise ForgetError(f'{path} has {im.width} x {im.height} pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.')
                 if min(im.size) < 8: raise ForgetError(f'{path} is only {im.width} x {im.height} pixels. Use an image of at least 8 x 8.')
                 im = ImageOps.exif_transpose(im); im.load()
     except ForgetError: raise
-    except Image.DecompressionBombError: raise ForgetError(f'{path} has too many pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.') from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e: raise ForgetError(f'{path} is not a complete image ({str(e)[:100]}). Replace or remove it.') from None
+    except Image.DecompressionBombError:
+        raise ForgetError(f'{path} has too many pixels; at most {MAX_PIXELS/1e6:.0f} million are read. Make it smaller.') from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e:
+        raise ForgetError(f'{path} is not a complete image ({str(e)[:100]}). Replace or remove it.') from None
     if im.mode == 'P' or 'A' in im.mode or 'transparency' in im.info:
         im = im.convert('RGBA'); bg = Image.new('RGBA', im.size, 'white'); bg.alpha_composite(im); im = bg
     im = ImageOps.fit(im.convert('RGB'), (size, size), Image.LANCZOS)
@@ -43,7 +46,11 @@ def load_images(folder: Path|str, size: int) -> torch.Tensor:
     "uint8 [n, 3, size, size] of all images of a folder, in the order of their names."
     folder = Path(folder)
     if not folder.is_dir(): raise ForgetError(f'Image folder {folder} does not exist.')
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.') and p.suffix.lower() not in {'.txt', '.md', '.json', '.yaml'})
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith('.') and p.suffix.lower() not in {'.txt', '.md', '.json', '.yaml'}
+    )
     if not files: raise ForgetError(f'{folder} holds no images. Put {", ".join(sorted(SUFFIXES))} files into it.')
     return torch.stack([load_image(p, size) for p in files])
 
@@ -97,12 +104,25 @@ class Benchmark:
 
 def take_balanced(labels: torch.Tensor, per_class: int, seed: int=0) -> torch.Tensor:
     "Indices of at most `per_class` images of every class, drawn without replacement, in class order."
-    return torch.cat([torch.as_tensor(np.sort(rng(seed, 'balanced', int(c)).permutation(np.flatnonzero(labels == c))[:per_class])) for c in labels.unique()])
+    return torch.cat(
+        [
+            torch.as_tensor(np.sort(rng(seed, 'balanced', int(c)).permutation(np.flatnonzero(labels == c))[:per_class]))
+            for c in labels.unique()
+        ]
+    )
 
 # %% ../nbs/02_concepts.ipynb #c015
-TEMPLATES = {'cifar10': 'a blurry photo of a {}.', 'stl10': 'a photo of a {}.', 'pets': 'a photo of a {}, a type of pet.', 'flowers': 'a photo of a {}, a type of flower.',
-             'food': 'a photo of a {}, a type of food.', 'aircraft': 'a photo of a {}, a type of aircraft.', 'objectnet': 'a photo of a {}.'}      # Li et al. 2023
-PER_CLASS = {'cifar10': 50, 'stl10': 50, 'pets': 14}                                                                                            # the paper's; 5 elsewhere
+TEMPLATES = {
+    'cifar10': 'a blurry photo of a {}.',
+    'stl10': 'a photo of a {}.',
+    'pets': 'a photo of a {}, a type of pet.',
+    'flowers': 'a photo of a {}, a type of flower.',
+    'food': 'a photo of a {}, a type of food.',
+    'aircraft': 'a photo of a {}, a type of aircraft.',
+    'objectnet': 'a photo of a {}.',
+}  # Li et al. 2023
+# the paper's; 5 elsewhere
+PER_CLASS = {'cifar10': 50, 'stl10': 50, 'pets': 14}
 
 def data_root() -> Path:
     "`OWF_DATA`, or `data/` in the project."
@@ -130,19 +150,39 @@ def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: 
         files = sorted(p for p in (d/cls).iterdir() if p.suffix.lower() in SUFFIXES)
         if not files: raise ForgetError(f'{d/cls} holds no images.')
         for j in np.sort(rng(seed, 'balanced', name, cls).permutation(len(files))[:k]): images.append(load_image(files[j], size)); labels.append(c)
-    return Benchmark(name, choose(split, ['test'], 'split'), [c.replace('_', ' ') for c in classes], torch.stack(images), torch.tensor(labels), torch.arange(len(labels)), TEMPLATES.get(name, 'a photo of a {}.'))
+    return Benchmark(
+        name,
+        choose(split, ['test'], 'split'),
+        [c.replace('_', ' ') for c in classes],
+        torch.stack(images),
+        torch.tensor(labels),
+        torch.arange(len(labels)),
+        TEMPLATES.get(name, 'a photo of a {}.'),
+    )
 
 def splits() -> list[str]: "The named test splits."; return ['test']
 def unrelated_prompts() -> list[str]:
     "Prompts that have nothing to do with any subject."
-    return [f'a photo of a {c}' for c in 'dog|cat|car|airplane|ship|horse|bird|house|tree|flower|bicycle|guitar|chair|banana|pizza|mountain|bridge|clock|boat|book'.split('|')]
+    return [
+        f'a photo of a {c}'
+        for c in 'dog|cat|car|airplane|ship|horse|bird|house|tree|flower|bicycle|guitar|chair|banana|pizza|mountain|bridge|clock|boat|book'.split(
+            '|'
+        )
+    ]
 def color_prompts() -> list[str]:
     "The eleven basic colour words on a neutral object."
     return [f'a photo of a {c} balloon' for c in ('black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow')]
 def eval_templates() -> list[str]:
     "Twenty prompts for a subject (from the DreamBooth evaluation's kinds of prompts: places, colours, company)."
-    return ['a photo of a {} ' + s for s in ('in the jungle|in the snow|on the beach|on a cobblestone street|on top of pink fabric|on top of a wooden floor|with a city in the background|with a mountain in the background|'
-            'with a blue house in the background|on top of a purple rug|floating on water|next to a tree|in a garden|on a white background|at night|in the rain|seen from above|in bright sunlight|in a museum|on a table').split('|')]
+    return [
+        'a photo of a {} ' + s
+        for s in (
+            'in the jungle|in the snow|on the beach|on a cobblestone street|on top of pink fabric|on top of a wooden floor|with a city in the '
+            'background|with a mountain in the background|'
+            'with a blue house in the background|on top of a purple rug|floating on water|next to a tree|in a garden|on a white background|at night|in '
+            'the rain|seen from above|in bright sunlight|in a museum|on a table'
+        ).split('|')
+    ]
 def generic_captions(n: int, seed: int=0) -> list[str]:
     "Captions of everyday things for drift correction on generic images."
     things, places = unrelated_prompts(), ['', ' outdoors', ' on a table', ' in a room', ' at night', ' in the sun']

@@ -38,7 +38,8 @@ def numbers(x, what: str) -> np.ndarray:
         a = np.asarray(x.detach().cpu().double() if isinstance(x, torch.Tensor) else x)
         if a.dtype.kind not in 'biuf' and a.size: raise TypeError
         return a.astype(np.float64)
-    except (TypeError, ValueError): raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. Rows must be numbers and of equal length.') from None
+    except (TypeError, ValueError):
+        raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. Rows must be numbers and of equal length.') from None
 
 # %% ../nbs/00_core.ipynb #c008
 def seed_for(
@@ -66,10 +67,14 @@ def noise(shape, seed: int, stage: str, keys) -> torch.Tensor:
 # %% ../nbs/00_core.ipynb #c011
 def _feed(h, o):
     if isinstance(o, torch.Tensor):
-        o = o.detach().cpu().contiguous(); h.update(f'{o.dtype}{tuple(o.shape)}'.encode()); h.update(o.flatten().view(torch.uint8).numpy().tobytes() if o.numel() else b'')
+        o = o.detach().cpu().contiguous()
+        h.update(f'{o.dtype}{tuple(o.shape)}'.encode())
+        h.update(o.flatten().view(torch.uint8).numpy().tobytes() if o.numel() else b'')
     elif isinstance(o, np.ndarray): h.update(f'{o.dtype}{o.shape}'.encode()); h.update(np.ascontiguousarray(o).tobytes())
     elif isinstance(o, Path):
-        for p in ([o] if o.is_file() else sorted(q for q in o.rglob('*') if q.is_file())): h.update(p.relative_to(o.parent).as_posix().encode()); h.update(p.read_bytes())
+        for p in ([o] if o.is_file() else sorted(q for q in o.rglob('*') if q.is_file())):
+            h.update(p.relative_to(o.parent).as_posix().encode())
+            h.update(p.read_bytes())
     elif isinstance(o, BaseModel): _feed(h, o.model_dump(mode='json'))
     elif isinstance(o, dict):
         for k in sorted(o, key=str): h.update(f'{k}='.encode()); _feed(h, o[k])
@@ -112,12 +117,18 @@ def read_json(path: Path|str):
 def check_finite(tensors: dict, where='tensors'):
     "Raise a `ForgetError` that names the first tensor with a NaN or an infinity."
     for k, v in tensors.items():
-        if v.is_floating_point() and not torch.isfinite(v).all(): raise ForgetError(f'{where}: {k!r} has non-finite values. The file is damaged or its training diverged; make it again.')
+        if v.is_floating_point() and not torch.isfinite(v).all():
+            raise ForgetError(f'{where}: {k!r} has non-finite values. The file is damaged or its training diverged; make it again.')
 
 def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict|None=None):
     "Write a dict of tensors as safetensors, atomically; `meta` is stored as JSON in the header, `more` as further texts for other readers."
     check_finite(tensors, f'refused to write {path}')
-    with atomic(path) as t: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, t, metadata={'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})})
+    with atomic(path) as t:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            t,
+            metadata={'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})},
+        )
 
 def _read(path, tensor):
     "`tensor(file, name)` of every tensor of a safetensors file, and its meta."
@@ -125,7 +136,11 @@ def _read(path, tensor):
     if not path.is_file(): raise ForgetError(f'Weights {path} do not exist. Check the path, or make them again.')
     try:
         with safe_open(path, 'pt') as f: return {k: tensor(f, k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
-    except Exception as e: raise ForgetError(f'{path} is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be made again.') from None
+    except Exception as e:
+        raise ForgetError(
+            f'{path} is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be '
+            f'made again.'
+        ) from None
 
 def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
     "Read `(tensors, meta)` of a safetensors file; missing, damaged and non-finite files are `ForgetError`s."
@@ -156,7 +171,10 @@ class Record(BaseModel):
         try: return cls(**kw)
         except ValidationError as e:
             err = e.errors()[0]; loc = '.'.join(map(str, err['loc']))
-            raise ForgetError(f'{cls.__name__}.{loc}: {err["msg"]} (got {err["input"]!r}).' + (' YAML reads 1e-5 as text: write 1.0e-5.' if isinstance(err['input'], str) and 'number' in err['msg'] else '')) from None
+            raise ForgetError(
+                f'{cls.__name__}.{loc}: {err["msg"]} (got {err["input"]!r}).'
+                + (' YAML reads 1e-5 as text: write 1.0e-5.' if isinstance(err['input'], str) and 'number' in err['msg'] else '')
+            ) from None
 
     def but(self, **kw):
         "A copy with some fields changed, validated again."
@@ -188,6 +206,15 @@ def manifest(**more) -> dict:
     "Versions, git revision and dirty flag, device, peak memory (MiB), UTC time; plus `more`."
     from importlib.metadata import version
     v = {p: version(p) for p in ('torch', 'diffusers', 'transformers', 'peft', 'torchmetrics', 'numpy')}
-    return dict(python=platform.python_version(), versions=v, git=_git('rev-parse', 'HEAD')[:12], dirty=bool(_git('status', '--porcelain')), source=source_key(),
-        device='cuda' if torch.cuda.is_available() else 'cpu', threads=torch.get_num_threads(), peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024,
-        time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **more)
+    return dict(
+        python=platform.python_version(),
+        versions=v,
+        git=_git('rev-parse', 'HEAD')[:12],
+        dirty=bool(_git('status', '--porcelain')),
+        source=source_key(),
+        device='cuda' if torch.cuda.is_available() else 'cpu',
+        threads=torch.get_num_threads(),
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        **more,
+    )

@@ -70,8 +70,21 @@ def adapt(world: World, a: Adaptation, token: str='sks') -> tuple[World, dict[st
 # %% ../nbs/05_customize.ipynb #c012
 def save_adapted(path: Path|str, base: World, params: dict, a: Adaptation, token: str, **meta):
     "Write the trained parameters and what they belong to. A LoRA file is also one that `StableDiffusionPipeline.load_lora_weights` reads."
-    more = dict(lora_adapter_metadata=json.dumps({f'unet.{k}': v for k, v in dict(r=a.rank, lora_alpha=a.alpha, target_modules=a.targets).items()})) if a.kind == 'lora' else {}
-    save_tensors(path, {_published(k): p for k, p in params.items()}, dict(meta, adaptation=a.model_dump(mode='json'), base=base.key, token=token), more)
+    more = (
+        dict(
+            lora_adapter_metadata=json.dumps(
+                {f'unet.{k}': v for k, v in dict(r=a.rank, lora_alpha=a.alpha, target_modules=a.targets).items()}
+            )
+        )
+        if a.kind == 'lora'
+        else {}
+    )
+    save_tensors(
+        path,
+        {_published(k): p for k, p in params.items()},
+        dict(meta, adaptation=a.model_dump(mode='json'), base=base.key, token=token),
+        more,
+    )
 
 def _published(name): return name.replace('.default.', '.')      # peft's own name of the adapter is not part of a file
 
@@ -79,9 +92,13 @@ def load_own(base: World, path: Path|str) -> World:
     "The adapted world that `save_adapted` wrote, frozen."
     tensors, meta = load_tensors(path)
     if 'adaptation' not in meta: raise ForgetError(f'{path} was not written by this package: its header names no adaptation.')
-    if meta['base'] != base.key: raise ForgetError(f'{path} was trained on another base (key {meta["base"]}) than {base.spec.name!r} (key {base.key}). Load that base, or train again.')
+    if meta['base'] != base.key:
+        raise ForgetError(
+            f'{path} was trained on another base (key {meta["base"]}) than {base.spec.name!r} (key {base.key}). Load that base, or train again.'
+        )
     w, params = adapt(base, Adaptation.make(**meta['adaptation']), meta['token'])
-    params = {_published(k): p for k, p in params.items()}; wrong = set(tensors) ^ set(params) or {k for k in params if params[k].shape != tensors[k].shape}
+    params = {_published(k): p for k, p in params.items()}
+    wrong = set(tensors) ^ set(params) or {k for k in params if params[k].shape != tensors[k].shape}
     if wrong: raise ForgetError(f'{path}: missing, unexpected or misshapen parameters, for example {sorted(wrong)[0]!r}.')
     with torch.no_grad(): [p.copy_(tensors[k]) for k, p in params.items()]
     return freeze(w)

@@ -16,7 +16,8 @@ from .uncertainty import COLUMNS, check_sets, equal, interval, pair_mean, pooled
 # %% ../nbs/13_distribution.ipynb #c006
 def cubic(a, b): return (a@b.T/a.shape[1] + 1)**3
 def mmd2(W, V, x, y, k=cubic) -> np.ndarray:
-    "Unbiased squared MMD [draws] of features [n, d], [m, d] under weights [draws, n], [draws, m]; equal weights and the cubic kernel: KID's estimator on all images, in float64."
+    """Unbiased squared MMD [draws] of features [n, d], [m, d] under weights [draws, n], [draws, m]; equal weights and the cubic kernel: KID's
+    estimator on all images, in float64."""
     return pair_mean(W, k(x, x)) + pair_mean(V, k(y, y)) - 2*((W@k(x, y))*V).sum(1)
 
 def _torchmetrics_kid(x, y, subsets, subset_size, seed):
@@ -36,9 +37,14 @@ def kid(
     "KID `value` (mean over subsets, may be negative), `std` over subsets (not a standard error), `n`, `subset_size`."
     x, y = check_features(base, 'base features'), check_features(adapted, 'adapted features'); n = min(len(x), len(y))
     size = min(50, n//2) if subset_size is None else subset_size
-    if x.shape[1] != y.shape[1]: raise ForgetError(f'Features of {x.shape[1]} and {y.shape[1]} dimensions come from different judges. Use one judge for both sets.')
+    if x.shape[1] != y.shape[1]:
+        raise ForgetError(f'Features of {x.shape[1]} and {y.shape[1]} dimensions come from different judges. Use one judge for both sets.')
     if not subsets == subsets//1 >= 1: raise ForgetError(f'KID is a mean over subsets: give subsets >= 1, got {subsets}. 100 are usual.')
-    if not 2 <= size == size//1 < n: raise ForgetError(f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images' + (' (at least 4).' if subset_size is None else ' or lower it.'))
+    if not 2 <= size == size//1 < n:
+        raise ForgetError(
+            f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images'
+            + (' (at least 4).' if subset_size is None else ' or lower it.')
+        )
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
 
 # %% ../nbs/13_distribution.ipynb #c009
@@ -51,7 +57,8 @@ def kid_table(
 ) -> pd.DataFrame:
     "Rows `kid` (adapted against `other`; floor: base against them), `kid_std`, `kid_change` (the excess over the floor)."
     check_sets(base, adapted, {} if other is None else other)
-    b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other)); k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
+    b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other))
+    k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
     W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'kid', key) for s, key in ((other, 'other'), (base, 'base')))
     v, u = mmd2(W, V, o, a), mmd2(W, V, o, b); d = v - u; v += k['value'] - v[0]; d += k['value'] - f['value'] - d[0]
     return pd.DataFrame([('kid', '(pooled)', v[0], k['n'], *interval(v, k['n']), f['value'], network),
@@ -65,14 +72,25 @@ def gaussian(sigma: float=10.):
     return lambda a, b: np.exp(-np.maximum((a*a).sum(1)[:, None] + (b*b).sum(1) - 2*a@b.T, 0)/(2*sigma**2))
 
 def cmmd(base, adapted, sigma: float=10.) -> float:
-    "1000 times the unbiased squared MMD of unit features [n, d], [m, d] of independent images under a Gaussian kernel (CMMD, Jayasumana et al. 2024; theirs keeps the diagonal)."
+    """1000 times the unbiased squared MMD of unit features [n, d], [m, d] of independent images under a Gaussian kernel (CMMD, Jayasumana et
+    al. 2024; theirs keeps the diagonal)."""
     x, y = unit(base, 'base features'), unit(adapted, 'adapted features')
-    if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2: raise ForgetError(f'CMMD needs two images or more on each side, from one judge; got features {list(x.shape)} and {list(y.shape)}.')
+    if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ForgetError(f'CMMD needs two images or more on each side, from one judge; got features {list(x.shape)} and {list(y.shape)}.')
     return float(1000*mmd2(equal(len(x)), equal(len(y)), x, y, gaussian(sigma))[0])
 
 def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: float=10., seed: int=0, draws: int=1000) -> pd.DataFrame:
-    "Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess over the floor), all prompts pooled; prompt -> features [n, d] of a CLIP."
-    check_sets(base, adapted, {} if other is None else other); x = {k: np.concatenate([unit(s[p]) for p in base]) for k, s in (('base', base), ('adapted', adapted), ('other', other))}; k = gaussian(sigma)
+    """Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess over the floor), all prompts
+    pooled; prompt -> features [n, d] of a CLIP."""
+    check_sets(base, adapted, {} if other is None else other)
+    x = {k: np.concatenate([unit(s[p]) for p in base]) for k, s in (('base', base), ('adapted', adapted), ('other', other))}
+    k = gaussian(sigma)
     W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'cmmd', key) for s, key in ((other, 'other'), (base, 'base')))
     v, u = (1000*mmd2(W, V, x['other'], x[key], k) for key in ('adapted', 'base')); n = len(x['adapted'])
-    return pd.DataFrame([('cmmd', '(pooled)', v[0], n, *interval(v, n), u[0], network), ('cmmd_change', '(pooled)', v[0] - u[0], n, *interval(v - u, n), 0., network)], columns=COLUMNS)
+    return pd.DataFrame(
+        [
+            ('cmmd', '(pooled)', v[0], n, *interval(v, n), u[0], network),
+            ('cmmd_change', '(pooled)', v[0] - u[0], n, *interval(v - u, n), 0.0, network),
+        ],
+        columns=COLUMNS,
+    )

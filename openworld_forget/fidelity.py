@@ -25,7 +25,8 @@ def strip_token(prompt: str, token: str) -> str:
 def image_alignment(generated, references) -> np.ndarray:
     "Mean cosine of each generated image [n, d] to all references [m, d]: [n]. Its mean is the mean over all pairs."
     x, r = unit(generated, 'generated features'), unit(references, 'reference features')
-    if x.shape[1] != r.shape[1]: raise ForgetError(f'Features of {x.shape[1]} and {r.shape[1]} dimensions come from different judges. Use one judge for both.')
+    if x.shape[1] != r.shape[1]:
+        raise ForgetError(f'Features of {x.shape[1]} and {r.shape[1]} dimensions come from different judges. Use one judge for both.')
     return (x@r.T).mean(1)
 
 def real_ceiling(references) -> float:
@@ -36,7 +37,10 @@ def real_ceiling(references) -> float:
 def text_alignment(generated, text) -> np.ndarray:
     "Cosine of each generated image [n, d] with its prompt [n, d], or with one prompt for all [d]: [n]."
     x, t = unit(generated, 'generated features'), unit(np.atleast_2d(numbers(text, 'text features')), 'text features')
-    if t.shape not in (x.shape, (1, x.shape[1])): raise ForgetError(f'{list(t.shape)} text features do not fit {list(x.shape)} image features. Pass one row per image or one for all, from the same CLIP.')
+    if t.shape not in (x.shape, (1, x.shape[1])):
+        raise ForgetError(
+            f'{list(t.shape)} text features do not fit {list(x.shape)} image features. Pass one row per image or one for all, from the same CLIP.'
+        )
     return (x*t).sum(1)
 
 def clip_score(cosine) -> np.ndarray:
@@ -58,11 +62,17 @@ def look(
     return out if prompt is None else out | dict(text=judges['clip'].embed_text([prompt])[0].numpy())
 
 def _check_looks(looks: dict, what: str, keys: tuple):
-    if not isinstance(looks, dict): raise ForgetError(f'{what} each prompt: expected a mapping from prompts to what `look` returns, got {type(looks).__name__}.')
+    if not isinstance(looks, dict):
+        raise ForgetError(f'{what} each prompt: expected a mapping from prompts to what `look` returns, got {type(looks).__name__}.')
     for p, v in looks.items():
-        if not isinstance(v, dict) or not set(keys) <= set(v): raise ForgetError(f'{what} {p!r}: expected the features {", ".join(keys)}. Make them with `look`' + (', giving it the prompt.' if 'text' in keys else '.'))
+        if not isinstance(v, dict) or not set(keys) <= set(v):
+            raise ForgetError(
+                f'{what} {p!r}: expected the features {", ".join(keys)}. Make them with `look`'
+                + (', giving it the prompt.' if 'text' in keys else '.')
+            )
         n = [len(check_features(v[k], f'{what} {p!r}: {k}')) for k in ('clip', 'features')]
-        if 'text' in keys and n[0] != n[1]: raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. Make both with one call of `look`.')
+        if 'text' in keys and n[0] != n[1]:
+            raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. Make both with one call of `look`.')
 
 def fidelity_table(
     generated: dict,             # prompt without V* -> `look(judges, images, prompt)`
@@ -72,21 +82,40 @@ def fidelity_table(
     networks: dict,              # names of the judges `clip` and `features`
     seed: int=0, draws: int=1000,    # of the bootstrap over generated images
 ) -> pd.DataFrame:
-    "Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."
+    """Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is
+    the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."""
     if isinstance(generated, dict) and not generated: raise ForgetError('No prompts: the generated set is empty. Generate images first.')
-    if isinstance(base, dict) and not base: raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
-    for what, s in (('Generated images of', generated), ('Base images of', {} if base is None else base)): _check_looks(s, what, ('clip', 'features', 'text'))
+    if isinstance(base, dict) and not base:
+        raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
+    for what, s in (('Generated images of', generated), ('Base images of', {} if base is None else base)):
+        _check_looks(s, what, ('clip', 'features', 'text'))
     _check_looks({'references': references}, 'The', ('clip', 'features'))
     if not {'clip', 'features'} <= set(networks): raise ForgetError(f'networks must name the judges clip and features, got {sorted(networks)}.')
     text = lambda v: text_alignment(v['clip'], v['text'])
-    measures = dict(clip_i=('clip', lambda v: image_alignment(v['clip'], references['clip'])), feature_i=('features', lambda v: image_alignment(v['features'], references['features'])),
-                    clip_t=('clip', text), clip_score=('clip', lambda v: clip_score(text(v))))
+    measures = dict(
+        clip_i=('clip', lambda v: image_alignment(v['clip'], references['clip'])),
+        feature_i=('features', lambda v: image_alignment(v['features'], references['features'])),
+        clip_t=('clip', text),
+        clip_score=('clip', lambda v: clip_score(text(v))),
+    )
     n = {p: len(v['clip']) for p, v in generated.items()}; total, out = sum(n.values()), []
     for name, (judge, f) in measures.items():
         x, b = {p: f(v) for p, v in generated.items()}, {p: f(v) for p, v in (base or {}).items()}
         every = resample(total, draws, seed, 'fidelity')@np.concatenate([*x.values()]); floor = np.concatenate([*b.values()]).mean() if b else np.nan
         line = lambda measure, v, floor: pd.DataFrame([(measure, '(all)', v[0], total, *interval(v, total), floor, networks[judge])], columns=COLUMNS)
-        per = rows(name, {p: resample(n[p], draws, seed, 'fidelity', p)@x[p] for p in x}, n, {p: float(b[p].mean()) for p in x if p in b}, networks[judge], worst='min')
+        per = rows(
+            name,
+            {p: resample(n[p], draws, seed, 'fidelity', p) @ x[p] for p in x},
+            n,
+            {p: float(b[p].mean()) for p in x if p in b},
+            networks[judge],
+            worst='min',
+        )
         out.append(pd.concat([line(name, every, floor), per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
-        if {p: len(v) for p, v in b.items()} == n: out.append(line(f'{name}_gain', resample(total, draws, seed, 'fidelity')@np.concatenate([x[p] - b[p] for p in x]), 0.).assign(ceiling=np.nan))
+        if {p: len(v) for p, v in b.items()} == n:
+            out.append(
+                line(f'{name}_gain', resample(total, draws, seed, 'fidelity') @ np.concatenate([x[p] - b[p] for p in x]), 0.0).assign(
+                    ceiling=np.nan
+                )
+            )
     return pd.concat(out, ignore_index=True)[[*COLUMNS[:-1], 'ceiling', 'network']]

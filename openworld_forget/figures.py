@@ -19,8 +19,30 @@ from .semantic import hierarchical_bootstrap, over_benchmarks
 INK, FLOOR, CEILING = '#222222', '#9a9a9a', '#c44e52'
 def style():
     "The one style of all figures."
-    sns.set_theme('notebook', 'whitegrid', palette='colorblind', rc={'axes.edgecolor': INK, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
-        'legend.fontsize': 9, 'legend.frameon': False, 'grid.color': '#e6e6e6', 'axes.spines.top': False, 'axes.spines.right': False, 'savefig.bbox': 'tight', 'figure.dpi': 110, 'pdf.fonttype': 42, 'svg.hashsalt': 'owf', 'figure.constrained_layout.use': True})
+    sns.set_theme(
+        'notebook',
+        'whitegrid',
+        palette='colorblind',
+        rc={
+            'axes.edgecolor': INK,
+            'axes.titlesize': 11,
+            'axes.titleweight': 'bold',
+            'axes.titlelocation': 'left',
+            'axes.labelsize': 10,
+            'xtick.labelsize': 9,
+            'ytick.labelsize': 9,
+            'legend.fontsize': 9,
+            'legend.frameon': False,
+            'grid.color': '#e6e6e6',
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'savefig.bbox': 'tight',
+            'figure.dpi': 110,
+            'pdf.fonttype': 42,
+            'svg.hashsalt': 'owf',
+            'figure.constrained_layout.use': True,
+        },
+    )
 
 def save_figure(fig, stem: Path|str):
     "Write `stem`.pdf and `stem`.png, atomically and without dates, so that equal figures are equal files."
@@ -42,8 +64,16 @@ def wall(
     size: float=1.15,               # inches per image
 ):
     "A figure of images in rows and columns."
-    titles = [textwrap.fill(t, int(17*size)) for t in titles or []]; tall = .12*max([t.count('\n')+1 for t in titles], default=0)      # 17 letters of 7 points to the inch
-    n = len(images); r = -(-n//columns); fig, ax = plt.subplots(r, columns, figsize=(size*columns + (1. if rows else 0), (size + (tall if len(titles) > columns else 0))*r + tall), squeeze=False)
+    # 17 letters of 7 points to the inch
+    titles = [textwrap.fill(t, int(17*size)) for t in titles or []]; tall = .12*max([t.count('\n')+1 for t in titles], default=0)
+    n = len(images)
+    r = -(-n//columns)
+    fig, ax = plt.subplots(
+        r,
+        columns,
+        figsize=(size * columns + (1.0 if rows else 0), (size + (tall if len(titles) > columns else 0)) * r + tall),
+        squeeze=False,
+    )
     for k, a in enumerate(ax.flat):
         a.set(xticks=[], yticks=[]); a.grid(False); [s.set_visible(False) for s in a.spines.values()]
         if k < n: a.imshow(images[k].permute(1, 2, 0).numpy(), interpolation='nearest')
@@ -66,17 +96,40 @@ def forest(
         t = table[table[hue] == grp] if hue else table; pos = np.array([names.index(v) for v in t[y]]) + (g - (len(groups)-1)/2)*.8/len(groups)
         v, lo, hi = (t[c].to_numpy(float) for c in ('value', 'low', 'high'))
         ax.scatter(t.floor, pos, marker='D', s=24, facecolor='white', edgecolor=FLOOR, zorder=2, label='floor' if g == 0 else None)
-        if 'ceiling' in t and t.ceiling.notna().any(): ax.scatter(t.ceiling, pos, marker='|', s=170, color=CEILING, lw=2, zorder=2, label='real images' if g == 0 else None)
-        ax.errorbar(v, pos, xerr=np.nan_to_num([np.maximum(v-lo, 0), np.maximum(hi-v, 0)]), fmt='o', ms=5, color=color, capsize=2, lw=1.4, zorder=3, label=grp or 'adapted')
-    ax.axvline(0, color=INK, lw=.8); ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel=''); ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1)); return ax
+        if 'ceiling' in t and t.ceiling.notna().any():
+            ax.scatter(t.ceiling, pos, marker='|', s=170, color=CEILING, lw=2, zorder=2, label='real images' if g == 0 else None)
+        ax.errorbar(
+            v,
+            pos,
+            xerr=np.nan_to_num([np.maximum(v - lo, 0), np.maximum(hi - v, 0)]),
+            fmt='o',
+            ms=5,
+            color=color,
+            capsize=2,
+            lw=1.4,
+            zorder=3,
+            label=grp or 'adapted',
+        )
+    ax.axvline(0, color=INK, lw=.8)
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel='')
+    ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
+    return ax
 
 # %% ../nbs/16_figures.ipynb #c013
 def confusion_map(change: np.ndarray, classes: list[str], title: str='', ax=None):
-    "A matrix [C, C] of changes in percent points (`semantic.confusion` of adapted minus base): red is more often, blue less; the diagonal is what was lost or gained."
-    if np.shape(change) != (len(classes), len(classes)): raise ForgetError(f'{len(classes)} classes need a {len(classes)} x {len(classes)} matrix, got {list(np.shape(change))}.')
+    """A matrix [C, C] of changes in percent points (`semantic.confusion` of adapted minus base): red is more often, blue less; the diagonal is
+    what was lost or gained."""
+    if np.shape(change) != (len(classes), len(classes)):
+        raise ForgetError(f'{len(classes)} classes need a {len(classes)} x {len(classes)} matrix, got {list(np.shape(change))}.')
     if ax is None: _, ax = plt.subplots(figsize=(2.4 + .2*len(classes), 1.8 + .2*len(classes)))
-    top = max(1., np.nanmax(np.abs(change))); m = ax.imshow(change, cmap='RdBu_r', vmin=-top, vmax=top); ax.grid(False); ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel='answer', ylabel='class', title=title)
-    ax.set_xticklabels(classes, rotation=90, fontsize=7); ax.set_yticklabels(classes, fontsize=7); plt.colorbar(m, ax=ax, shrink=.8, label='change (points)'); return ax
+    top = max(1., np.nanmax(np.abs(change)))
+    m = ax.imshow(change, cmap='RdBu_r', vmin=-top, vmax=top)
+    ax.grid(False)
+    ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel='answer', ylabel='class', title=title)
+    ax.set_xticklabels(classes, rotation=90, fontsize=7)
+    ax.set_yticklabels(classes, fontsize=7)
+    plt.colorbar(m, ax=ax, shrink=.8, label='change (points)')
+    return ax
 
 # %% ../nbs/16_figures.ipynb #c016
 def tradeoff(rows: pd.DataFrame, x: str='gain over the base', y: str='accuracy drop, heldout (points)', ax=None):
@@ -85,8 +138,21 @@ def tradeoff(rows: pd.DataFrame, x: str='gain over the base', y: str='accuracy d
     if not names: raise ForgetError(f'No method has both {x!r} and {y!r}; the measures are {list(dict.fromkeys(rows.measure))}.')
     if ax is None: _, ax = plt.subplots(figsize=(5.6, 3.4))
     for m, color in zip(names, sns.color_palette('colorblind', len(names))):
-        a, b = at.loc[(x, m)], at.loc[(y, m)]; ax.errorbar(a.value, b.value, xerr=np.nan_to_num([[max(a.value - a.low, 0)], [max(a.high - a.value, 0)]]), yerr=np.nan_to_num([[max(b.value - b.low, 0)], [max(b.high - b.value, 0)]]), fmt='o', color=color, capsize=2, label=m)
-    ax.axhline(at.loc[(y, names[0])].floor, color=FLOOR, ls='--', lw=1.2, label='floor'); ax.set(xlabel=f'{x} (similarity to the references)', ylabel=y); ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1)); return ax
+        a, b = at.loc[(x, m)], at.loc[(y, m)]
+        ax.errorbar(
+            a.value,
+            b.value,
+            xerr=np.nan_to_num([[max(a.value - a.low, 0)], [max(a.high - a.value, 0)]]),
+            yerr=np.nan_to_num([[max(b.value - b.low, 0)], [max(b.high - b.value, 0)]]),
+            fmt='o',
+            color=color,
+            capsize=2,
+            label=m,
+        )
+    ax.axhline(at.loc[(y, names[0])].floor, color=FLOOR, ls='--', lw=1.2, label='floor')
+    ax.set(xlabel=f'{x} (similarity to the references)', ylabel=y)
+    ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
+    return ax
 
 # %% ../nbs/16_figures.ipynb #c019
 def by_method(
@@ -95,32 +161,76 @@ def by_method(
     ylabel: str='', title: str='', line: str='floor', ax=None,
 ):
     "A column per method with its interval; the dashed line is the floor (or what `line` says), the red one the ceiling."
-    t = rows.set_index('method'); names = list(t.index); stem = list(dict.fromkeys(m.split('-')[0] for m in names)); color = dict(zip(stem, sns.color_palette('colorblind', len(stem)))); x = np.arange(len(names))
+    t = rows.set_index('method')
+    names = list(t.index)
+    stem = list(dict.fromkeys(m.split('-')[0] for m in names))
+    color = dict(zip(stem, sns.color_palette('colorblind', len(stem))))
+    x = np.arange(len(names))
     if not names: raise ForgetError('No rows to draw: the measure is not in the results of this study.')
     if ax is None: _, ax = plt.subplots(figsize=(1.6 + .62*len(names), 2.9))
     for i, m in enumerate(names):
-        r, c = t.loc[m], color[m.split('-')[0]]; ax.errorbar(i, r.value, np.nan_to_num([[max(r.value - r.low, 0)], [max(r.high - r.value, 0)]]), fmt='o', ms=7, color=c, mfc=c if '-' in m else 'white', mew=1.6, capsize=3, lw=1.5, zorder=3)
-        if each is not None and m in each.index.get_level_values(0): v = each.loc[m].to_numpy(float); ax.scatter(np.full(len(v), i + .22), v, s=11, color='#888888', zorder=2)
+        r, c = t.loc[m], color[m.split('-')[0]]
+        ax.errorbar(
+            i,
+            r.value,
+            np.nan_to_num([[max(r.value - r.low, 0)], [max(r.high - r.value, 0)]]),
+            fmt='o',
+            ms=7,
+            color=c,
+            mfc=c if '-' in m else 'white',
+            mew=1.6,
+            capsize=3,
+            lw=1.5,
+            zorder=3,
+        )
+        if each is not None and m in each.index.get_level_values(0):
+            v = each.loc[m].to_numpy(float)
+            ax.scatter(np.full(len(v), i + .22), v, s=11, color='#888888', zorder=2)
     ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.3, label=line, zorder=1)
     if 'ceiling' in t and np.isfinite(t.ceiling.iloc[0]): ax.axhline(t.ceiling.iloc[0], color=CEILING, ls=':', lw=1.6, label='real images', zorder=1)
-    ax.set(xticks=x, xticklabels=names, ylabel=ylabel, title=title, xlim=(-.5, len(names) - .3)); ax.grid(False, axis='x'); ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1)); return ax
+    ax.set(xticks=x, xticklabels=names, ylabel=ylabel, title=title, xlim=(-.5, len(names) - .3))
+    ax.grid(False, axis='x')
+    ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
+    return ax
 
 def finding(rows: pd.DataFrame, worse: str='up', digits: int=3, against: str='zero') -> str:
-    "A paragraph on one measure's rows, computed: each method against `zero` (a signed change of the same images, noise or seeds), the `floor` (a distance) or nothing ('': a distance of same-seed images is zero only where nothing changed at all); then each `x-dc` against `x`. `worse`: the direction of drift, 'up' or 'down'."
-    t, s = rows.set_index('method'), {'down': -1}.get(worse, 1); line = float(t.floor.iloc[0]) if choose(against, ['zero', 'floor', ''], 'comparison') == 'floor' else 0.; f = lambda v: f'{v if abs(v) > 10**-digits/2 else 0:.{digits}f}'
-    out = [f'{m} {f(r.value)} [{f(r.low)}, {f(r.high)}]' for m, r in t.iterrows()]; text = f'{"; ".join(out)}; floor {f(t.floor.iloc[0])} (n = {t.n.iloc[0]:.0f} x {t.runs.iloc[0]:.0f}, {t.network.iloc[0]}).'
-    if against: text += f' Worse than {dict(zero="no change", floor="the floor")[against]} by more than the interval: {", ".join(m for m, r in t.iterrows() if (r.low if s > 0 else -r.high) > s*line) or "none"}.'
+    """A paragraph on one measure's rows, computed: each method against `zero` (a signed change of the same images, noise or seeds), the
+    `floor` (a distance) or nothing ('': a distance of same-seed images is zero only where nothing changed at all); then each `x-dc` against
+    `x`. `worse`: the direction of drift, 'up' or 'down'."""
+    t, s = rows.set_index('method'), {'down': -1}.get(worse, 1)
+    line = float(t.floor.iloc[0]) if choose(against, ['zero', 'floor', ''], 'comparison') == 'floor' else 0.
+    f = lambda v: f'{v if abs(v) > 10**-digits/2 else 0:.{digits}f}'
+    out = [f'{m} {f(r.value)} [{f(r.low)}, {f(r.high)}]' for m, r in t.iterrows()]
+    text = f'{"; ".join(out)}; floor {f(t.floor.iloc[0])} (n = {t.n.iloc[0]:.0f} x {t.runs.iloc[0]:.0f}, {t.network.iloc[0]}).'
+    if against:
+        worse_ones = [m for m, r in t.iterrows() if (r.low if s > 0 else -r.high) > s * line]
+        text += f' Worse than {dict(zero="no change", floor="the floor")[against]} by more than the interval: {", ".join(worse_ones) or "none"}.'
     pairs = [(m, f'{m}-dc') for m in t.index if f'{m}-dc' in t.index]; apart, less, more = [], [], []
     for a, b in pairs:
-        x, y = t.loc[a], t.loc[b]; gap = s*(x.value - y.value); (apart if (x.low > y.high if s > 0 else x.high < y.low) else less if gap > 0 else more).append(a)
-    if pairs: text += ' Correction helps, with intervals apart: ' + (', '.join(apart) or 'none') + ('; helps, intervals overlap: ' + ', '.join(less) if less else '') + ('; **does not help**: ' + ', '.join(more) if more else '') + '.'
+        x, y = t.loc[a], t.loc[b]
+        gap = s*(x.value - y.value)
+        (apart if (x.low > y.high if s > 0 else x.high < y.low) else less if gap > 0 else more).append(a)
+    if pairs:
+        text += (
+            ' Correction helps, with intervals apart: '
+            + (', '.join(apart) or 'none')
+            + ('; helps, intervals overlap: ' + ', '.join(less) if less else '')
+            + ('; **does not help**: ' + ', '.join(more) if more else '')
+            + '.'
+        )
     return text
 
 def verdict(cases: list[bool|None], names: list[str]) -> str:
     "What several methods say about a claim: True agrees, False contradicts, None leaves it open; names beside them where they differ."
     say = {True: 'agrees', False: '**contradicts**', None: 'not decided'}
     if not cases: return 'not measured'
-    return say[cases[0]] if len(set(cases)) == 1 else '; '.join(f'{say[k]}: {", ".join(n for n, c in zip(names, cases) if c is k)}' for k in (True, False, None) if any(c is k for c in cases))
+    return (
+        say[cases[0]]
+        if len(set(cases)) == 1
+        else '; '.join(
+            f'{say[k]}: {", ".join(n for n, c in zip(names, cases) if c is k)}' for k in (True, False, None) if any(c is k for c in cases)
+        )
+    )
 
 # %% ../nbs/16_figures.ipynb #c022
 def sweep(
@@ -134,7 +244,8 @@ def sweep(
     if ax is None: _, ax = plt.subplots(figsize=(4, 3))
     if each is not None:
         for _, v in each.unstack().loc[names].items(): ax.plot(x, v.to_numpy(), color='#bbbbbb', lw=1, zorder=1)
-    ax.errorbar(x, t.value, yerr=np.nan_to_num([np.maximum(t.value - t.low, 0), np.maximum(t.high - t.value, 0)]), fmt='o-', capsize=2, zorder=3); ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.2)
+    ax.errorbar(x, t.value, yerr=np.nan_to_num([np.maximum(t.value - t.low, 0), np.maximum(t.high - t.value, 0)]), fmt='o-', capsize=2, zorder=3)
+    ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.2)
     ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names], xlabel='weight of the correction, $\\lambda$', ylabel=ylabel); return ax
 
 def preferred(
@@ -144,43 +255,115 @@ def preferred(
     gain: str,              # measure that should stay
     keep: float=.8,
 ) -> pd.DataFrame:
-    "A row per method: share of the gain that is kept, share of each drift that remains, their mean, and the chosen one: least drift among those that keep the gain."
-    at = rows.set_index(['measure', 'method']); out = pd.DataFrame(index=pd.Index([m for m in dict.fromkeys(rows.method) if (gain, m) in at.index], name='method'))
-    if without not in out.index: raise ForgetError(f'{without!r} is not among the methods {list(out.index)}: a choice needs the uncorrected one to compare with.')
+    """A row per method: share of the gain that is kept, share of each drift that remains, their mean, and the chosen one: least drift among
+    those that keep the gain."""
+    at = rows.set_index(['measure', 'method'])
+    out = pd.DataFrame(index=pd.Index([m for m in dict.fromkeys(rows.method) if (gain, m) in at.index], name='method'))
+    if without not in out.index:
+        raise ForgetError(f'{without!r} is not among the methods {list(out.index)}: a choice needs the uncorrected one to compare with.')
     out['gain kept'] = [at.value[gain, m]/at.value[gain, without] for m in out.index]
     for k in drifts: out[f'left of {k}'] = [max(at.value[k, m], 0.)/at.value[k, without] if at.value[k, without] > 0 else np.nan for m in out.index]
-    out['drift left'] = out[[f'left of {k}' for k in drifts]].mean(axis=1); ok = out[(out['gain kept'] >= keep)]; out['chosen'] = out.index == (ok if len(ok) else out)['drift left'].idxmin(); return out
+    out['drift left'] = out[[f'left of {k}' for k in drifts]].mean(axis=1)
+    ok = out[(out['gain kept'] >= keep)]
+    out['chosen'] = out.index == (ok if len(ok) else out)['drift left'].idxmin()
+    return out
 
 # %% ../nbs/16_figures.ipynb #c025
-SWATCH = dict(black='#17171a', blue='#2f6fe0', brown='#7d4b23', grey='#8a8a8d', gray='#8a8a8d', green='#35a14a', orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red='#d22328', white='#f7f7f7', yellow='#f8dc3c')
+SWATCH = dict(
+    black='#17171a',
+    blue='#2f6fe0',
+    brown='#7d4b23',
+    grey='#8a8a8d',
+    gray='#8a8a8d',
+    green='#35a14a',
+    orange='#f58c1e',
+    pink='#fba5c8',
+    purple='#7832a5',
+    red='#d22328',
+    white='#f7f7f7',
+    yellow='#f8dc3c',
+)
 def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
     "Stacked horizontal bars of eleven-colour histograms (label -> [11])."
     if ax is None: _, ax = plt.subplots(figsize=(6.4, .5 + .34*len(histograms)))
     for i, h in enumerate(histograms.values()):
         left = 0.
-        for term, v in zip(TERMS, np.asarray(h, float)): ax.barh(i, v, left=left, color=SWATCH[term], edgecolor='#bbbbbb', lw=.4, height=.8); left += v
-    ax.set(yticks=range(len(histograms)), yticklabels=list(histograms), xlim=(0, 1), ylim=(len(histograms)-.5, -.5), xlabel='share of the pixels', title=title); ax.grid(False); return ax
+        for term, v in zip(TERMS, np.asarray(h, float)):
+            ax.barh(i, v, left=left, color=SWATCH[term], edgecolor='#bbbbbb', lw=.4, height=.8)
+            left += v
+    ax.set(
+        yticks=range(len(histograms)),
+        yticklabels=list(histograms),
+        xlim=(0, 1),
+        ylim=(len(histograms) - 0.5, -0.5),
+        xlabel='share of the pixels',
+        title=title,
+    )
+    ax.grid(False)
+    return ax
 
 def transport_map(
     plans: dict[str, pd.DataFrame],   # title -> `transport_plan`, or a mean of such
     top: float|None=None,             # the darkest share; None: the largest off the diagonal
 ):
     "Which colour turned into which: plans side by side, the diagonal (what stayed) left out."
-    off = {k: p.where(~np.eye(len(TERMS), dtype=bool)) for k, p in plans.items()}; top = top or max(max(np.nanmax(p.to_numpy()) for p in off.values()), 1e-6)
+    off = {k: p.where(~np.eye(len(TERMS), dtype=bool)) for k, p in plans.items()}
+    top = top or max(max(np.nanmax(p.to_numpy()) for p in off.values()), 1e-6)
     fig, ax = plt.subplots(1, len(off), figsize=(3.5*len(off) + .6, 3.4), squeeze=False)
     for a, (k, p) in zip(ax[0], off.items()):
-        m = a.imshow(p.to_numpy(), cmap='Greys', vmin=0, vmax=top); a.grid(False); a.set(xticks=range(11), yticks=range(11), xlabel='to', ylabel='from', title=f'{k}: {np.nansum(p.to_numpy()):.3f} moved')
+        m = a.imshow(p.to_numpy(), cmap='Greys', vmin=0, vmax=top)
+        a.grid(False)
+        a.set(xticks=range(11), yticks=range(11), xlabel='to', ylabel='from', title=f'{k}: {np.nansum(p.to_numpy()):.3f} moved')
         a.set_xticklabels(TERMS, rotation=90, fontsize=8); a.set_yticklabels(TERMS, fontsize=8)
-        for i, t in enumerate(TERMS): [x.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2)) for x in (a.get_xticklabels()[i], a.get_yticklabels()[i])]
+        for i, t in enumerate(TERMS):
+            [x.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2)) for x in (a.get_xticklabels()[i], a.get_yticklabels()[i])]
     fig.colorbar(m, ax=ax[0].tolist(), shrink=.8, label='share of the pixels'); return fig
 
 # %% ../nbs/16_figures.ipynb #c028
 def _of(split, rows): return {label: (measure, item, split) for label, measure, item in rows}
-RUN_ROWS = _of('unrelated', [('colour drift, mean', 'cdi_tv', '(mean)'), ('colour drift, worst prompt', 'cdi_tv', '(worst)'), ('colour drift, unbiased (squared)', 'cdi_squared', '(mean)')]) | _of('colors', [('colour drift, colour words', 'cdi_tv', '(mean)'), ('asked-for colour (change of share)', 'color_asked_change', '(mean)')]) | _of('unrelated', [
-    ('KID', 'kid', '(pooled)'), ('CMMD', 'cmmd', '(pooled)'), ('texture, unbiased (dB squared)', 'texture_squared', '(mean)'), ('finest texture (dB)', 'texture_fine', '(mean)'), ('same-seed distance', 'distance_paired', '(mean)'), ('same-seed LPIPS', 'lpips_paired', '(mean)'),
-    ('diversity change', 'diversity_change', '(mean)'), ('Vendi score change', 'vendi_change', '(mean)'), ('LPIPS diversity change', 'lpips_diversity_change', '(mean)')]) | _of('portraits', [
-    ('subject similarity (image)', 'feature_i', '(all)'), ('gain over the base', 'feature_i_gain', '(all)'), ('subject similarity (CLIP-I)', 'clip_i', '(all)'), ('gain over the base (CLIP-I)', 'clip_i_gain', '(all)'), ('text alignment (CLIP-T)', 'clip_t', '(all)'), ('CLIPScore (2.5 x cosine)', 'clip_score', '(all)')])
-def run_values(results: pd.DataFrame, label: str) -> pd.DataFrame: "The runs' own rows of one measure of the headline."; k, i, s = RUN_ROWS[choose(label, RUN_ROWS, 'measure')]; return results[(results.measure == k) & (results['item'] == i) & (results.split == s)]
+RUN_ROWS = (
+    _of(
+        'unrelated',
+        [
+            ('colour drift, mean', 'cdi_tv', '(mean)'),
+            ('colour drift, worst prompt', 'cdi_tv', '(worst)'),
+            ('colour drift, unbiased (squared)', 'cdi_squared', '(mean)'),
+        ],
+    )
+    | _of(
+        'colors',
+        [('colour drift, colour words', 'cdi_tv', '(mean)'), ('asked-for colour (change of share)', 'color_asked_change', '(mean)')],
+    )
+    | _of(
+        'unrelated',
+        [
+            ('KID', 'kid', '(pooled)'),
+            ('CMMD', 'cmmd', '(pooled)'),
+            ('texture, unbiased (dB squared)', 'texture_squared', '(mean)'),
+            ('finest texture (dB)', 'texture_fine', '(mean)'),
+            ('same-seed distance', 'distance_paired', '(mean)'),
+            ('same-seed LPIPS', 'lpips_paired', '(mean)'),
+            ('diversity change', 'diversity_change', '(mean)'),
+            ('Vendi score change', 'vendi_change', '(mean)'),
+            ('LPIPS diversity change', 'lpips_diversity_change', '(mean)'),
+        ],
+    )
+    | _of(
+        'portraits',
+        [
+            ('subject similarity (image)', 'feature_i', '(all)'),
+            ('gain over the base', 'feature_i_gain', '(all)'),
+            ('subject similarity (CLIP-I)', 'clip_i', '(all)'),
+            ('gain over the base (CLIP-I)', 'clip_i_gain', '(all)'),
+            ('text alignment (CLIP-T)', 'clip_t', '(all)'),
+            ('CLIPScore (2.5 x cosine)', 'clip_score', '(all)'),
+        ],
+    )
+)
+def run_values(results: pd.DataFrame, label: str) -> pd.DataFrame:
+    "The runs' own rows of one measure of the headline."
+    k, i, s = RUN_ROWS[choose(label, RUN_ROWS, 'measure')]
+    return results[(results.measure == k) & (results['item'] == i) & (results.split == s)]
 DROPS = {'accuracy drop, {} (points)': 'accuracy_drop', 'answers flipped, {} (%)': 'flip_rate', 'worst class drop, {}': 'worst_class_drop'}
 
 def drop_rows(
@@ -194,7 +377,19 @@ def drop_rows(
         f = over_benchmarks(k, sizes); kind = 'basic' if k == 'worst_class_drop' else 'percentile'; fl = float(f(labels, base, floor, C))
         for m, a in adapted.items():
             lo, hi = hierarchical_bootstrap(f, labels, base, a, groups, n, seed, C=C, kind=kind)
-            out.append(dict(measure=label.format(split), method=m, value=float(np.mean([f(labels, base, x, C) for x in a])), low=lo, high=hi, floor=fl, n=len(labels), runs=len(a), network='Diffusion Classifier'))
+            out.append(
+                dict(
+                    measure=label.format(split),
+                    method=m,
+                    value=float(np.mean([f(labels, base, x, C) for x in a])),
+                    low=lo,
+                    high=hi,
+                    floor=fl,
+                    n=len(labels),
+                    runs=len(a),
+                    network='Diffusion Classifier',
+                )
+            )
     return pd.DataFrame(out)
 
 def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
@@ -204,7 +399,18 @@ def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
         every = run_values(results, label)
         for m in methods:
             r = every[every.method == m]
-            if len(r): v = r[['value', 'low', 'high', 'floor', 'ceiling', 'n']].mean(); s = 1.96*r.value.std(ddof=0)/len(r)**.5; out.append(dict(measure=label, method=m, **v) | dict(low=v.value - np.hypot(v.value - v.low, s), high=v.value + np.hypot(v.high - v.value, s), runs=len(r), network=r.network.iloc[0]))
+            if len(r):
+                v = r[['value', 'low', 'high', 'floor', 'ceiling', 'n']].mean()
+                s = 1.96*r.value.std(ddof=0)/len(r)**.5
+                out.append(
+                    dict(measure=label, method=m, **v)
+                    | dict(
+                        low=v.value - np.hypot(v.value - v.low, s),
+                        high=v.value + np.hypot(v.high - v.value, s),
+                        runs=len(r),
+                        network=r.network.iloc[0],
+                    )
+                )
     return pd.DataFrame(out)
 
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
@@ -212,8 +418,17 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows): raise ForgetError('No results to summarize. Run the study first.')
     f = lambda v: '' if np.isnan(v) else '0' if abs(v) < 1e-9 else f'{v:.1f}' if abs(v) >= 10 else f'{v:.3f}' if abs(v) < 1 else f'{v:.2f}'
     order, cell = list(dict.fromkeys(rows.measure)), lambda r: f(r.value) + ('' if np.isnan(r.low) else f' [{f(r.low)}, {f(r.high)}]')
-    t = rows.assign(cell=rows.apply(cell, axis=1)).pivot(index='measure', columns='method', values='cell').loc[order, list(dict.fromkeys(rows.method))].fillna('')
-    first = rows.groupby('measure').first().loc[order]; t.insert(0, 'floor (base)', first.floor.map(f)); t['n'] = first.apply(lambda r: f'{r.n:.0f} x {r.runs:.0f}', axis=1); t['measured with'] = first.network; return t.rename_axis(None).rename_axis(None, axis=1)
+    t = (
+        rows.assign(cell=rows.apply(cell, axis=1))
+        .pivot(index='measure', columns='method', values='cell')
+        .loc[order, list(dict.fromkeys(rows.method))]
+        .fillna('')
+    )
+    first = rows.groupby('measure').first().loc[order]
+    t.insert(0, 'floor (base)', first.floor.map(f))
+    t['n'] = first.apply(lambda r: f'{r.n:.0f} x {r.runs:.0f}', axis=1)
+    t['measured with'] = first.network
+    return t.rename_axis(None).rename_axis(None, axis=1)
 
 def verdicts(rows: pd.DataFrame) -> list[str]:
     "What the headline says about each method `x`, and about its corrected form `x-dc` beside it, in sentences; also where the answer is no."
@@ -225,12 +440,23 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
     for m in [m for m in methods if m not in {f'{x}-dc' for x in methods}]:
         for k in dict.fromkeys(rows.measure):
             if not k.startswith(('accuracy drop', 'colour drift, mean')): continue
-            x = at.loc[(k, m)]; over = x.value - x.floor; text = f'{k}: {m} {plain(x)}. Above the floor: {yes(over > 0)}; by more than its interval: {yes(x.low > x.floor)}.'
+            x = at.loc[(k, m)]
+            over = x.value - x.floor
+            text = f'{k}: {m} {plain(x)}. Above the floor: {yes(over > 0)}; by more than its interval: {yes(x.low > x.floor)}.'
             if (k, f'{m}-dc') in at.index:
-                y = at.loc[(k, f'{m}-dc')]; text += f' {m}-dc {plain(y)}: {y.value/x.value if x.value else np.nan:.2f} of {m}, at most half: {yes(y.value <= x.value/2)}' + (f'; {max(y.value - y.floor, 0)/over:.2f} of the excess over the floor.' if over > 0 else '.')
+                y = at.loc[(k, f'{m}-dc')]
+                text += (
+                    f' {m}-dc {plain(y)}: {y.value / x.value if x.value else np.nan:.2f} of {m}, at most half: {yes(y.value <= x.value / 2)}'
+                    + (f'; {max(y.value - y.floor, 0) / over:.2f} of the excess over the floor.' if over > 0 else '.')
+                )
             out.append(text)
     for m in methods:
-        if ('gain over the base', m) in at.index: x = at.loc[('gain over the base', m)]; out.append(f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} (95 % {x.low:.3f} to {x.high:.3f}): {yes(x.low > 0)}.')
+        if ('gain over the base', m) in at.index:
+            x = at.loc[('gain over the base', m)]
+            out.append(
+                f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} (95 % {x.low:.3f} to {x.high:.3f}): '
+                f'{yes(x.low > 0)}.'
+            )
     return out
 
 # %% ../nbs/16_figures.ipynb #c031
@@ -239,7 +465,9 @@ def paper_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
     r = results[results.split == split]; acc = r[(r.measure == 'accuracy')]; wcd = r[r.measure == 'worst_class_drop']
     cols = list(dict.fromkeys(acc[acc.method == 'base'].item)); out = {}
     b = acc[acc.method == 'base'].set_index('item'); out['base'] = {c: f'{b.value[c]:.1f}' for c in cols} | {'mean': f'{b.value[cols].mean():.1f}'}
-    out['base, other noise'] = {c: f'{b.floor[c]:.1f} ({wcd[wcd.item == c].floor.mean():.1f})' for c in cols} | {'mean': f'{b.floor[cols].mean():.1f}'}
+    out['base, other noise'] = {c: f'{b.floor[c]:.1f} ({wcd[wcd.item == c].floor.mean():.1f})' for c in cols} | {
+        'mean': f'{b.floor[cols].mean():.1f}'
+    }
     for m in dict.fromkeys(acc[acc.method != 'base'].method):
         a, w = acc[acc.method == m].groupby('item').value.mean(), wcd[wcd.method == m].groupby('item').value.mean()
         out[m] = {c: f'{a[c]:.1f} ({w[c]:.1f})' for c in cols} | {'mean': f'{a[cols].mean():.1f}'}

@@ -31,11 +31,21 @@ def generate(
     steps, guidance = steps or world.spec.sampling_steps, world.spec.guidance if guidance is None else guidance
     f = Path(cache)/f'images-{content_key(world.key, prompts, [int(s) for s in seeds], steps, guidance)}.safetensors' if cache else None
     def make():
-        pipe, names = world.pipeline(), list(dict.fromkeys(prompts)); text = dict(zip(names, world.encode_text(names))); null = world.encode_text(['']); out = []
+        pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
+        text = dict(zip(names, world.encode_text(names)))
+        null = world.encode_text([''])
+        out = []
         for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
             p, s = prompts[i:i+batch], seeds[i:i+batch]
             z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s]).to(world.device, world.dtype)
-            z = pipe(prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1), latents=z, num_inference_steps=steps, guidance_scale=guidance, output_type='latent').images
+            z = pipe(
+                prompt_embeds=torch.stack([text[q] for q in p]),
+                negative_prompt_embeds=null.expand(len(p), -1, -1),
+                latents=z,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type='latent',
+            ).images
             out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
         return {'images': torch.cat(out)}
     return cached(f, make)['images']

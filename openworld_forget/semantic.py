@@ -10,6 +10,7 @@ __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accurac
 
 # %% ../nbs/08_semantic.ipynb #c003
 import math
+from itertools import accumulate
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import binom
@@ -26,10 +27,15 @@ def checked(C: int|None, labels, *preds, rows: bool=False) -> list[np.ndarray]:
     out = [_array(a) for a in (labels, *preds)]
     for i, a in enumerate(out):
         what = 'labels' if i == 0 else f'predictions {i}'
-        if a.ndim not in ((1, 2) if rows and i else (1,)) or not a.size: raise ForgetError(f'{what} have shape {list(a.shape)}: expected one class number per image, at least one image.')
+        if a.ndim not in ((1, 2) if rows and i else (1,)) or not a.size:
+            raise ForgetError(f'{what} have shape {list(a.shape)}: expected one class number per image, at least one image.')
         if a.dtype.kind not in 'iu': raise ForgetError(f'{what} are {a.dtype}, expected integers: pass class numbers, not names or scores.')
-        if a.shape[-1] != out[0].shape[-1]: raise ForgetError(f'{what} hold {a.shape[-1]} images, the labels {out[0].shape[-1]}. Base and adapted world must have classified the same images.')
-        if a.min() < 0 or C and a.max() >= C: raise ForgetError(f'{what} reach from {a.min()} to {a.max()}: class numbers start at 0' + (f' and end at {C-1}.' if C else '.'))
+        if a.shape[-1] != out[0].shape[-1]:
+            raise ForgetError(
+                f'{what} hold {a.shape[-1]} images, the labels {out[0].shape[-1]}. Base and adapted world must have classified the same images.'
+            )
+        if a.min() < 0 or C and a.max() >= C:
+            raise ForgetError(f'{what} reach from {a.min()} to {a.max()}: class numbers start at 0' + (f' and end at {C-1}.' if C else '.'))
     return [a.astype(np.int64) for a in out]
 
 def _count(classes) -> int:
@@ -39,7 +45,8 @@ def _count(classes) -> int:
 def _w(w, n):
     if w is None: return np.ones(n)
     w = numbers(w, 'weights')
-    if w.shape[-1:] != (n,) or not (w >= 0).all() or not w.sum(-1).all(): raise ForgetError(f'Weights must be [n] or [B, n] for n = {n} images, not negative and not all zero; got shape {list(w.shape)}.')
+    if w.shape[-1:] != (n,) or not (w >= 0).all() or not w.sum(-1).all():
+        raise ForgetError(f'Weights must be [n] or [B, n] for n = {n} images, not negative and not all zero; got shape {list(w.shape)}.')
     return w
 
 def accuracy(labels, pred, C: int|None=None, w=None):
@@ -78,7 +85,8 @@ class WorstDrop(NamedTuple):
 def worst_class_drop(drops) -> WorstDrop:
     "Both orders of the worst class drop from drops [concepts, C] (or [C], one concept)."
     d = np.atleast_2d(numbers(drops, 'drops'))
-    if d.ndim != 2 or not d.size or np.isnan(d).all(-1).any() or not (np.isfinite(d)|np.isnan(d)).all(): raise ForgetError(f'Expected drops [concepts, classes] with a number in every row, got shape {list(d.shape)}.')
+    if d.ndim != 2 or not d.size or np.isnan(d).all(-1).any() or not (np.isfinite(d)|np.isnan(d)).all():
+        raise ForgetError(f'Expected drops [concepts, classes] with a number in every row, got shape {list(d.shape)}.')
     return WorstDrop(float(np.nanmax(d, 1).mean()), float(np.nanmax(d.mean(0))))
 
 def _worst(d): return np.nanmax(d, -1)
@@ -91,10 +99,12 @@ STATS = dict(                       # name -> f(labels, base, adapted, C, w): pe
 
 # %% ../nbs/08_semantic.ipynb #c009
 def over_benchmarks(stat, sizes: list[int]):
-    "The mean over benchmarks of a statistic (a name in STATS, or a function like those); `sizes` are the benchmarks' numbers of classes, which are numbered through."
+    """The mean over benchmarks of a statistic (a name in STATS, or a function like those); `sizes` are the benchmarks' numbers of classes,
+    which are numbered through."""
     k = numbers(sizes, 'sizes of benchmarks')
-    if k.ndim != 1 or not k.size or not ((k >= 1) & (k == np.floor(k))).all(): raise ForgetError(f'Expected the number of classes of each benchmark, got {sizes!r}.')
-    f, edge = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], np.cumsum([0, *k]).astype(int)
+    if k.ndim != 1 or not k.size or not ((k >= 1) & (k == np.floor(k))).all():
+        raise ForgetError(f'Expected the number of classes of each benchmark, got {sizes!r}.')
+    f, edge = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], [0, *accumulate(map(int, k))]
     def mean(labels, base, adapted, C, w=None):
         if C != edge[-1]: raise ForgetError(f'{C} classes, but benchmarks of {list(sizes)}: the sizes must add up.')
         at = [(lo, hi, (labels >= lo) & (labels < hi)) for lo, hi in zip(edge, edge[1:])]
@@ -119,7 +129,8 @@ def clusters(labels, groups=None) -> np.ndarray:
     "Number of each image's cluster [N]: of its group, or (None) of the image itself; a group with images of two classes is a `ForgetError`."
     labels = checked(None, labels)[0]; g = np.arange(len(labels)) if groups is None else np.unique(_vector(groups), return_inverse=True)[1]
     if len(g) != len(labels): raise ForgetError(f'{len(g)} groups for {len(labels)} images: give one group per image.')
-    if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)): raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
+    if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)):
+        raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
     return g
 
 def resample_weights(
@@ -139,7 +150,8 @@ def resample_weights(
 
 def interval(draws, point, level: float=.95, kind: str='percentile') -> tuple:
     "(low, high) from resampled values [n, ...] and the estimate [...]."
-    if not 0 < level < 1 or not len(draws): raise ForgetError(f'An interval needs resamples and a level between 0 and 1, got {len(draws)} and {level}. 95 % is .95.')
+    if not 0 < level < 1 or not len(draws):
+        raise ForgetError(f'An interval needs resamples and a level between 0 and 1, got {len(draws)} and {level}. 95 % is .95.')
     lo, hi = np.quantile(draws, [(1-level)/2, (1+level)/2], axis=0); choose(kind, ['percentile', 'basic', 'centred'], 'interval')
     if kind == 'centred': mean = np.mean(draws, 0); return point + lo - mean, point + hi - mean
     return (lo, hi) if kind == 'percentile' else (2*point - hi, 2*point - lo)
@@ -171,10 +183,16 @@ def hierarchical_bootstrap(
     C: int|None=None, level: float=.95, kind: str|None=None,   # None: 'basic' for maxima (worst class drops, `after`), else 'percentile'
 ) -> tuple:
     "Interval (low, high) of the mean over concepts, drawing concepts and, identically for all of them, images."
-    labels, base, adapted = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
+    labels, base, adapted = checked(C, labels, base_pred, _rows(adapted_pred), rows=True)
+    C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f, K = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')], len(adapted)
     v = rng(seed, 'bootstrap concepts').multinomial(K, np.full(K, 1/K), size=n)/K
-    return interval(_over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v), _over_concepts(f, labels, base, adapted, C, after), level, kind or _kind(f, after))
+    return interval(
+        _over_concepts(f, labels, base, adapted, C, after, resample_weights(labels, groups, n, seed), v),
+        _over_concepts(f, labels, base, adapted, C, after),
+        level,
+        kind or _kind(f, after),
+    )
 
 # %% ../nbs/08_semantic.ipynb #c023
 def measures(labels, base, adapted, C: int) -> dict:
@@ -195,7 +213,8 @@ def holm(p) -> np.ndarray:
 def sign_test(lost, gained, two_sided: bool=False) -> np.ndarray:
     "Exact McNemar (sign) test: P(at least `lost` of lost + gained fair coins); one-sided for a drop unless `two_sided`."
     lost, gained = numbers(lost, 'losses'), numbers(gained, 'gains')
-    if lost.shape != gained.shape or not all((v >= 0).all() and (v == np.floor(v)).all() for v in (lost, gained)): raise ForgetError('Losses and gains are counts: whole numbers from 0, equally many of both.')
+    if lost.shape != gained.shape or not all((v >= 0).all() and (v == np.floor(v)).all() for v in (lost, gained)):
+        raise ForgetError('Losses and gains are counts: whole numbers from 0, equally many of both.')
     p = binom.sf(lost - 1, lost + gained, .5)
     return np.minimum(1, 2*np.minimum(p, binom.sf(gained - 1, lost + gained, .5))) if two_sided else p
 
@@ -204,7 +223,17 @@ def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided
     C = _count(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups)
     net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64); np.add.at(net, g, (b == y).astype(float) - (a == y)); of[g] = y
     lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0)); p = sign_test(lost, gained, two_sided)
-    return pd.DataFrame({'class': list(classes), 'n': np.bincount(y, minlength=C), 'drop': class_drop(y, b, a, C), 'lost': lost, 'gained': gained, 'p': p, 'p_holm': holm(p)})
+    return pd.DataFrame(
+        {
+            'class': list(classes),
+            'n': np.bincount(y, minlength=C),
+            'drop': class_drop(y, b, a, C),
+            'lost': lost,
+            'gained': gained,
+            'p': p,
+            'p_holm': holm(p),
+        }
+    )
 
 def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha: float=.05) -> list[str]:
     "Names of the classes that really dropped (one-sided exact test, Holm-corrected over all classes), largest drop first."
@@ -213,17 +242,45 @@ def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha
 
 # %% ../nbs/08_semantic.ipynb #c026
 def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.DataFrame:
-    "Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points), votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."
-    C = _count(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups); before, after = confusion(y, b, C), confusion(y, a, C); out = []
+    """Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points),
+    votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."""
+    C = _count(classes)
+    y, b, a = checked(C, labels, base_pred, adapted_pred)
+    g = clusters(y, groups)
+    before, after = confusion(y, b, C), confusion(y, a, C)
+    out = []
     for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
         if i == j: continue
         net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
-        if came + left: out.append({'class': classes[i], 'answer': classes[j], 'n': int((y == i).sum()), 'base': before[i, j], 'adapted': after[i, j], 'change': after[i, j] - before[i, j], 'came': came, 'left': left, 'p': float(sign_test(came, left))})
-    t = pd.DataFrame(out, columns=['class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p']); t['p_holm'] = holm(t.p) if len(t) else t.p
+        if came + left:
+            out.append(
+                {
+                    'class': classes[i],
+                    'answer': classes[j],
+                    'n': int((y == i).sum()),
+                    'base': before[i, j],
+                    'adapted': after[i, j],
+                    'change': after[i, j] - before[i, j],
+                    'came': came,
+                    'left': left,
+                    'p': float(sign_test(came, left)),
+                }
+            )
+    t = pd.DataFrame(out, columns=['class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p'])
+    t['p_holm'] = holm(t.p) if len(t) else t.p
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/08_semantic.ipynb #c031
-def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''): return {'measure': measure, 'class': cls, 'value': float(value), 'n': int(n), 'low': float(lohi[0]), 'high': float(lohi[1]), 'floor': float(floor)}
+def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''):
+    return {
+        'measure': measure,
+        'class': cls,
+        'value': float(value),
+        'n': int(n),
+        'low': float(lohi[0]),
+        'high': float(lohi[1]),
+        'floor': float(floor),
+    }
 
 def drift_table(
     labels,              # [N] class numbers
@@ -234,13 +291,26 @@ def drift_table(
     seed: int=0, n: int=2000,
 ) -> pd.DataFrame:
     "Semantic drift of one adapted world in long form."
-    C = _count(classes); y, b, a, *f = checked(C, labels, base_pred, adapted_pred, *([] if floor_pred is None else [floor_pred])); W = resample_weights(y, groups, n, seed)
+    C = _count(classes)
+    y, b, a, *f = checked(C, labels, base_pred, adapted_pred, *([] if floor_pred is None else [floor_pred]))
+    W = resample_weights(y, groups, n, seed)
     rows, drop, low = [], class_drop(y, b, a, C), (lambda stat: stat(y, b, f[0], C) if f else np.nan)
     for k, stat in STATS.items():
         v = stat(y, b, a, C); worst = k == 'worst_class_drop'
-        rows.append(_row(k, v, len(y), interval(stat(y, b, a, C, W), v, kind=_kind(stat)), np.nan if k == 'base_accuracy' else low(stat), str(classes[int(np.nanargmax(drop))]) if worst else ''))
+        rows.append(
+            _row(
+                k,
+                v,
+                len(y),
+                interval(stat(y, b, a, C, W), v, kind=_kind(stat)),
+                np.nan if k == 'base_accuracy' else low(stat),
+                str(classes[int(np.nanargmax(drop))]) if worst else '',
+            )
+        )
     t, (lo, hi), fl = class_tests(y, classes, b, a, groups), interval(class_drop(y, b, a, C, W), drop), np.broadcast_to(low(class_drop), (C,))
-    rows += [_row('class_drop', drop[c], t.n[c], (lo[c], hi[c]), fl[c], str(classes[c])) for c in range(C) if t.n[c]] + [_row('p_holm', t.p_holm[c], t.n[c], cls=str(classes[c])) for c in range(C) if t.n[c]]
+    rows += [_row('class_drop', drop[c], t.n[c], (lo[c], hi[c]), fl[c], str(classes[c])) for c in range(C) if t.n[c]] + [
+        _row('p_holm', t.p_holm[c], t.n[c], cls=str(classes[c])) for c in range(C) if t.n[c]
+    ]
     return pd.DataFrame(rows)
 
 def concept_table(
@@ -250,11 +320,22 @@ def concept_table(
     groups=None, seed: int=0, n: int=2000,
 ) -> pd.DataFrame:
     "Semantic drift over K concepts: means with hierarchical intervals, worst class drop in both orders; n counts images."
-    C = _count(classes); y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True); f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
+    C = _count(classes)
+    y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True)
+    f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
     specs = {k: (STATS[k], None) for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
     specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
-    rows = [_row(k, at(s, after, a), len(y), hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C), np.nan if f is None else at(s, after, f)) for k, (s, after) in specs.items()]
+    rows = [
+        _row(
+            k,
+            at(s, after, a),
+            len(y),
+            hierarchical_bootstrap(s, y, b, a, groups, n, seed, after=after, C=C),
+            np.nan if f is None else at(s, after, f),
+        )
+        for k, (s, after) in specs.items()
+    ]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
 # %% ../nbs/08_semantic.ipynb #c035
@@ -268,8 +349,10 @@ def expected_floor(
 ) -> np.ndarray:                # float64 [n]: simulated worst class drops, percent points
     "The worst class drop of a model that did not drift: what a planned benchmark will show for nothing."
     choose(kind, ['exchangeable', 'every answer'], 'kind of flips'); q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
-    if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))): raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and whole positive counts.')
-    truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1)); e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2
+    if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))):
+        raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and whole positive counts.')
+    truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1))
+    e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2
     read = lambda: truth ^ (r.random(truth.shape) < e)
     base, adapted = (truth, read()) if kind == 'every answer' else (read(), read())
     return 100*(base.mean(-1) - adapted.mean(-1)).max(-1)

@@ -15,7 +15,21 @@ from functools import cached_property
 from pathlib import Path
 import nbformat, numpy as np, pandas as pd, psutil, yaml
 from filelock import FileLock, Timeout
-from .core import ForgetError, Record, atomic, choose, content_key, manifest, outputs, read_json, root, seed_for, source_key, write_json, write_text
+from openworld_forget.core import (
+    ForgetError,
+    Record,
+    atomic,
+    choose,
+    content_key,
+    manifest,
+    outputs,
+    read_json,
+    root,
+    seed_for,
+    source_key,
+    write_json,
+    write_text,
+)
 from .checkpoints import checkpoint_kind, load_adapted
 from .classify import Stages, load_scores
 from .concepts import data_root
@@ -73,11 +87,14 @@ class Study(Record):
         return m.but(images=self.limits.images, recipe={**m.recipe, **({'steps': self.limits.steps} if self.limits.steps else {})})
     def folders(self, home: Path) -> dict[str, list[Path]]:
         "The folders of the runs of every method and of every checkpoint."
-        return {m: [run_folder(home, c, m, k) for c in self.concepts for k in self.seeds] for m in self.methods if self.concepts} | {n: [run_folder(home, '', n)] for n in self.checkpoints}
+        return {m: [run_folder(home, c, m, k) for c in self.concepts for k in self.seeds] for m in self.methods if self.concepts} | {
+            n: [run_folder(home, '', n)] for n in self.checkpoints
+        }
 
 def _slug(name: str, what: str) -> str:
     import re
-    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', name): raise ForgetError(f'{what} {name!r} becomes a folder: use lower-case letters, digits, - and _.')
+    if not re.fullmatch(r'[a-z0-9][a-z0-9_-]*', name):
+        raise ForgetError(f'{what} {name!r} becomes a folder: use lower-case letters, digits, - and _.')
     return name
 
 def template(name: str) -> Path:
@@ -93,13 +110,16 @@ def read_study(path: Path|str) -> Study:
     s = Study.make(**d); _slug(s.name, 'The study name'); spec = spec_of(s.world); _slug(spec.name, 'The world name'); s.limits
     for c in s.concepts: choose(_slug(c, 'The concept'), provider(spec).subjects(), 'concept')
     for m in s.methods: s.method(_slug(m, 'The method'))
-    for v in set(s.variants) - set(s.methods): raise ForgetError(f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
+    for v in set(s.variants) - set(s.methods):
+        raise ForgetError(f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
     for n, f in s.checkpoints.items():
         checkpoint_kind(root()/f)
         if _slug(n, 'The checkpoint name') in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
     for r in s.reports:
-        if not template(r).is_file() or s.reports[0] != 'summary': raise ForgetError(f'The reports {s.reports} must begin with summary and be templates in nbs/reports/: {r!r}.')
-    if any(not p.strip() for p in s.prompts) or len(set(s.prompts)) < len(s.prompts): raise ForgetError(f'The prompts {s.prompts} must be different texts. Remove the empty or repeated one.')
+        if not template(r).is_file() or s.reports[0] != 'summary':
+            raise ForgetError(f'The reports {s.reports} must begin with summary and be templates in nbs/reports/: {r!r}.')
+    if any(not p.strip() for p in s.prompts) or len(set(s.prompts)) < len(s.prompts):
+        raise ForgetError(f'The prompts {s.prompts} must be different texts. Remove the empty or repeated one.')
     if not s.concepts and not s.checkpoints: raise ForgetError(f'{path} names neither concepts to customize on nor checkpoints to measure.')
     return s
 
@@ -118,7 +138,12 @@ class Step:
     @property
     def done(self) -> bool:
         f = self.folder/f'{self.name}.json'
-        return f.is_file() and self.notebook.is_file() and read_json(f).get('key') == self.key and all((self.folder/x).is_file() for x in read_json(f)['files'])
+        return (
+            f.is_file()
+            and self.notebook.is_file()
+            and read_json(f).get('key') == self.key
+            and all((self.folder / x).is_file() for x in read_json(f)['files'])
+        )
 
 def template_key(name: str) -> str:
     "Content key of a template's cells."
@@ -126,7 +151,10 @@ def template_key(name: str) -> str:
 
 def data_key(study: Study) -> str:
     "Content key of what the world is made of and where its images come from."
-    spec = spec_of(study.world); parts = [f for f in (root()/spec.source, root()/spec.clip, root()/spec.features) if f.is_dir()]; lock = root()/'package-lock.json'; own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()] + [root()/f for f in study.checkpoints.values()]
+    spec = spec_of(study.world)
+    parts = [f for f in (root()/spec.source, root()/spec.clip, root()/spec.features) if f.is_dir()]
+    lock = root()/'package-lock.json'
+    own = [d for c in study.concepts if (d := data_root()/'subjects'/c).is_dir()] + [root()/f for f in study.checkpoints.values()]
     return content_key(spec, *parts, lock if lock.exists() else '', own)
 
 def plan(study: Study, out: Path|None=None) -> list[Step]:
@@ -144,7 +172,8 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
                 f = run_folder(home, c, m, seed); p = dict(concept=c, method=m, seed=seed)
                 k = add('customize', f, **p)
                 last += [add(n, f, [base, k], **p) for n in ('semantic', 'appearance', 'fidelity')]
-    for name in study.checkpoints: last += [add(n, run_folder(home, '', name), [base], concept='', method=name, seed=0) for n in ('semantic', 'appearance')]
+    for name in study.checkpoints:
+        last += [add(n, run_folder(home, '', name), [base], concept='', method=name, seed=0) for n in ('semantic', 'appearance')]
     for r in study.reports: last.append(add(r, home, [base, *last]))
     return steps
 
@@ -170,7 +199,14 @@ while found:
 def watched(pid: int|None=None):
     "Mark what is started inside (by the environment variable `OWF_STUDY`): it is killed on leaving, or when this process, or `pid`, ends."
     p = psutil.Process(pid); mark = f'{p.pid}:{p.create_time()}'
-    watcher = subprocess.Popen([sys.executable, '-c', WATCHER, str(p.pid), str(p.create_time()), mark], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True); watcher.stdout.readline()
+    watcher = subprocess.Popen(
+        [sys.executable, '-c', WATCHER, str(p.pid), str(p.create_time()), mark],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    watcher.stdout.readline()
     old, os.environ['OWF_STUDY'] = os.environ.get('OWF_STUDY'), mark
     try: yield
     finally: os.environ.pop('OWF_STUDY') if old is None else os.environ.update(OWF_STUDY=old); watcher.terminate(); watcher.communicate()
@@ -180,7 +216,8 @@ def sole(home: Path):
     "Hold the folder of a study; a second command on it is a `ForgetError`. The lock dies with its process."
     home.mkdir(parents=True, exist_ok=True); lock = FileLock(home/'.lock')
     try: lock.acquire(timeout=0)
-    except Timeout: raise ForgetError(f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.') from None
+    except Timeout:
+        raise ForgetError(f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.') from None
     try: yield
     finally: lock.release()
 
@@ -219,13 +256,23 @@ class Answers:
     def one(self, k: int) -> 'Answers':
         "Benchmark k alone, its classes numbered from 0."
         lo = sum(self.sizes[:k]); hi = lo + self.sizes[k]; m = (self.labels >= lo) & (self.labels < hi)
-        return Answers([self.benchmarks[k]], [self.sizes[k]], [c.split('/', 1)[1] for c in self.classes[lo:hi]], self.labels[m] - lo, self.groups[m], self.base[m] - lo, self.floor[m] - lo, {n: a[:, m] - lo for n, a in self.adapted.items()})
+        return Answers(
+            [self.benchmarks[k]],
+            [self.sizes[k]],
+            [c.split('/', 1)[1] for c in self.classes[lo:hi]],
+            self.labels[m] - lo,
+            self.groups[m],
+            self.base[m] - lo,
+            self.floor[m] - lo,
+            {n: a[:, m] - lo for n, a in self.adapted.items()},
+        )
 
 class Run:
     "The context of one report notebook."
     def __init__(self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0, key: str=''):
         self.study = Study.make(**json.loads(study)) if str(study).lstrip().startswith('{') else read_study(study)
-        self.home = Path(home) if home else outputs()/self.study.name; self.limits, self.spec, self.data = self.study.limits, spec_of(self.study.world), provider(spec_of(self.study.world))
+        self.home = Path(home) if home else outputs()/self.study.name
+        self.limits, self.spec, self.data = self.study.limits, spec_of(self.study.world), provider(spec_of(self.study.world))
         self.concept, self.seed, self.key = concept, int(seed), key; self.checkpoint = self.study.checkpoints.get(method)
         self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
         if concept: choose(concept, self.data.subjects(), 'concept')
@@ -242,20 +289,35 @@ class Run:
     @cached_property
     def subject(self): return self.data.subject(self.concept, self.world.resolution, self.spec.token)
     @cached_property
-    def adapted(self): return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
+    def adapted(self):
+        return load_adapted(self.world, root()/self.checkpoint if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
     def stages(self) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
-    def noise_plan(self, floor: bool=False): "The noise of the classifier: one plan for all worlds, another for the floor."; return self.stages.plan(int(floor))
+    def noise_plan(self, floor: bool=False):
+        "The noise of the classifier: one plan for all worlds, another for the floor."
+        return self.stages.plan(int(floor))
     def benchmarks(self) -> list[tuple[str, str]]:
         "(benchmark, split) pairs of the budget."
-        return [(b, s) for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1) for b in self.data.benchmarks()[:self.limits.benchmarks]]
+        return [
+            (b, s)
+            for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1)
+            for b in self.data.benchmarks()[: self.limits.benchmarks]
+        ]
     def benchmark(self, name: str, split: str): return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
     def unrelated(self) -> tuple[list[str], list[int]]: "Prompts and seeds, one per image, of the unrelated images."; return self.asked('unrelated')
     @property
     def prompt_sets(self) -> dict[str, list[str]]:
         "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
         few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
-        return {k: v for k, v in dict(unrelated=few(self.data.unrelated_prompts(), self.limits.prompts), colors=few(self.data.color_prompts(), self.limits.colors), yours=self.study.prompts).items() if v}
+        return {
+            k: v
+            for k, v in dict(
+                unrelated=few(self.data.unrelated_prompts(), self.limits.prompts),
+                colors=few(self.data.color_prompts(), self.limits.colors),
+                yours=self.study.prompts,
+            ).items()
+            if v
+        }
     def asked(self, name: str, floor: bool=False) -> tuple[list[str], list[int]]:
         "Prompts and seeds, one per image, of a set of `prompt_sets`; the floor has other seeds."
         ps, n = self.prompt_sets[name], self.limits.per_prompt
@@ -272,31 +334,82 @@ class Run:
         return {p: values[[i for i, q in enumerate(prompts) if q == p]] for p in dict.fromkeys(prompts)}
     def answers(self, split: str) -> 'Answers':
         "What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's rows are its runs."
-        parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]; sizes = [len(b.classes) for b, _ in parts]; first = [sum(sizes[:i]) for i in range(len(sizes))]
-        def read(folder, tag=''): return np.concatenate([load_scores(folder/f'scores-{n}-{split}{tag}.safetensors', benchmark=b.key)[0].predictions.numpy() + i for (b, n), i in zip(parts, first)])
-        return Answers([n for _, n in parts], sizes, [f'{n}/{c}' for b, n in parts for c in b.classes], np.concatenate([b.labels.numpy() + i for (b, _), i in zip(parts, first)]), np.concatenate([[f'{n}/{g}' for g in b.groups] for b, n in parts]),
-                       read(self.base_folder), read(self.base_folder, '-floor'), {m: np.stack([read(f) for f in fs]) for m, fs in self.study.folders(self.home).items()})
+        parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]
+        sizes = [len(b.classes) for b, _ in parts]
+        first = [sum(sizes[:i]) for i in range(len(sizes))]
+        def read(folder, tag=''):
+            return np.concatenate(
+                [
+                    load_scores(folder / f'scores-{n}-{split}{tag}.safetensors', benchmark=b.key)[0].predictions.numpy() + i
+                    for (b, n), i in zip(parts, first)
+                ]
+            )
+        return Answers(
+            [n for _, n in parts],
+            sizes,
+            [f'{n}/{c}' for b, n in parts for c in b.classes],
+            np.concatenate([b.labels.numpy() + i for (b, _), i in zip(parts, first)]),
+            np.concatenate([[f'{n}/{g}' for g in b.groups] for b, n in parts]),
+            read(self.base_folder),
+            read(self.base_folder, '-floor'),
+            {m: np.stack([read(f) for f in fs]) for m, fs in self.study.folders(self.home).items()},
+        )
     def label(self, table: pd.DataFrame, **more) -> pd.DataFrame:
         "A measure's table with the run's columns; its own `prompt` or `class` column becomes `item`."
         t = table.rename(columns={'prompt': 'item', 'class': 'item'})
-        return t.assign(study=self.study.name, world=self.spec.name, concept=self.concept or ('checkpoint' if self.checkpoint else ''), method=self.method.name if self.method else 'base', seed=self.seed, **more)
-    def finish(self, name: str, table=None, files=(), **more): "Write the step's table and manifest."; finish(self.folder, name, self.key, table, files, **more)
+        return t.assign(
+            study=self.study.name,
+            world=self.spec.name,
+            concept=self.concept or ('checkpoint' if self.checkpoint else ''),
+            method=self.method.name if self.method else 'base',
+            seed=self.seed,
+            **more,
+        )
+    def finish(self, name: str, table=None, files=(), **more):
+        "Write the step's table and manifest."
+        finish(self.folder, name, self.key, table, files, **more)
 
 # %% ../nbs/18_study.ipynb #c018
 def command(step: Step) -> list[str]:
     "The papermill command of a step."
     pairs = [x for k, v in step.params.items() for x in (('-r' if isinstance(v, str) else '-p'), k, str(v))]
-    return [sys.executable, '-m', 'papermill', str(template(step.name)), str(step.notebook), '--no-progress-bar', '--cwd', str(root()), '-k', 'python3', *pairs]
+    return [
+        sys.executable,
+        '-m',
+        'papermill',
+        str(template(step.name)),
+        str(step.notebook),
+        '--no-progress-bar',
+        '--cwd',
+        str(root()),
+        '-k',
+        'python3',
+        *pairs,
+    ]
 
 def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> float:
     "Run one step in its own process; seconds it took. Raises with the last lines of its log when it fails."
     import os, subprocess, time             # Parsl sends this function by value: a worker has none of the module's names
     from pathlib import Path
     os.makedirs(folder, exist_ok=True); log = Path(folder)/f'{name}.log'; t = time.time()
-    heap = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**33), 'MALLOC_TOP_PAD_': str(2**26)}     # glibc: keep large buffers; handing them back after every layer costs up to three quarters of the time
-    env = {**os.environ, **heap, 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_MININTERVAL': '5', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TOKENIZERS_PARALLELISM': 'false', 'TRANSFORMERS_VERBOSITY': 'error', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    # glibc: keep large buffers; handing them back after every layer costs up to three quarters of the time
+    heap = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**33), 'MALLOC_TOP_PAD_': str(2**26)}
+    env = {
+        **os.environ,
+        **heap,
+        'OMP_NUM_THREADS': str(threads),
+        'OMP_WAIT_POLICY': 'PASSIVE',
+        'TQDM_MININTERVAL': '5',
+        'HF_HUB_DISABLE_TELEMETRY': '1',
+        'TOKENIZERS_PARALLELISM': 'false',
+        'TRANSFORMERS_VERBOSITY': 'error',
+        'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
+        'PYDEVD_DISABLE_FILE_VALIDATION': '1',
+    }
     with open(log, 'w') as f:
-        f.write(' '.join(cmd) + '\n'); f.flush(); rc = subprocess.run(cmd, stdout=f, stderr=subprocess.STDOUT, env=env, stdin=subprocess.DEVNULL).returncode
+        f.write(' '.join(cmd) + '\n')
+        f.flush()
+        rc = subprocess.run(cmd, stdout=f, stderr=subprocess.STDOUT, env=env, stdin=subprocess.DEVNULL).returncode
     if rc: raise RuntimeError(f'{name} failed; see {log}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-12:]))
     return time.time() - t
 
@@ -308,8 +421,23 @@ def config(workers: int, folder: Path):
     from parsl import Config, HighThroughputExecutor
     from parsl.providers import LocalProvider
     gpus = torch.cuda.device_count()
-    return Config(run_dir=str(folder), initialize_logging=False, strategy='none', executors=[HighThroughputExecutor(label='local', max_workers_per_node=gpus or workers, available_accelerators=gpus or [],
-        address='127.0.0.1', loopback_address='127.0.0.1', provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1), heartbeat_period=5, heartbeat_threshold=30)])
+    return Config(
+        run_dir=str(folder),
+        initialize_logging=False,
+        strategy='none',
+        executors=[
+            HighThroughputExecutor(
+                label='local',
+                max_workers_per_node=gpus or workers,
+                available_accelerators=gpus or [],
+                address='127.0.0.1',
+                loopback_address='127.0.0.1',
+                provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1),
+                heartbeat_period=5,
+                heartbeat_threshold=30,
+            )
+        ],
+    )
 
 def _serially(todo, threads, told, failed):
     for s in todo:
@@ -323,26 +451,40 @@ def _with_parsl(todo, home, threads, told, workers):
     os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])     # Parsl starts its helpers by name
     dfk = parsl.load(config(workers, home/'parsl')); app = parsl.python_app(run_step, data_flow_kernel=dfk); futures = {}
     try:
-        for s in todo: futures[s.folder, s.name] = app(command(s), str(s.folder), s.name, threads, *[futures[n.folder, n.name] for n in s.needs if (n.folder, n.name) in futures])
+        for s in todo:
+            futures[s.folder, s.name] = app(
+                command(s), str(s.folder), s.name, threads, *[futures[n.folder, n.name] for n in s.needs if (n.folder, n.name) in futures]
+            )
         left = dict(enumerate(todo))
         while left:
             for i, s in list(left.items()):
                 f = futures[s.folder, s.name]
                 if f.done():
-                    e = f.exception(); told(s, str(e).splitlines()[0] if 'Dependency' in type(e).__name__ else e, 0. if e else f.result()); left.pop(i)
+                    e = f.exception()
+                    told(s, str(e).splitlines()[0] if 'Dependency' in type(e).__name__ else e, 0. if e else f.result())
+                    left.pop(i)
             time.sleep(.2)
     finally: dfk.cleanup(); parsl.clear()
 
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print) -> list[Step]:
-    "Run the steps that are not done; failures stop only what depends on them. Returns the failed steps. Holds the study's folder meanwhile, and leaves no process behind."
-    todo = [s for s in steps if not s.done]; log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.'); failed, home = [], steps[0].folder.parent
+    """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps. Holds the study's folder meanwhile,
+    and leaves no process behind."""
+    todo = [s for s in steps if not s.done]
+    log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.')
+    failed, home = [], steps[0].folder.parent
     if not todo: return failed
     from tqdm.auto import tqdm
     threads = max(1, (os.cpu_count() or 1)//(1 if serial else workers))
-    with sole(home), watched(), tqdm(total=sum(s.cost for s in todo), desc='study', smoothing=0, bar_format='{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left') as bar:
+    with sole(home), watched(), tqdm(total=sum(s.cost for s in todo), desc='study', smoothing=0, bar_format='{desc}: {percentage:3.0f}% |{bar}| '
+        '{elapsed} so far, about {remaining} left') as bar:
         for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)       # half-written files of a run that was killed; nobody else writes here now
         def told(s, error=None, seconds=0.):
-            bar.write(f'{"FAILED" if error else "done  "} {s.notebook.relative_to(home).with_suffix("")}' + (f' ({seconds:.0f} s)' if seconds else '') + (f'\n{error}' if error else '')); bar.update(s.cost)
+            bar.write(
+                f'{"FAILED" if error else "done  "} {s.notebook.relative_to(home).with_suffix("")}'
+                + (f' ({seconds:.0f} s)' if seconds else '')
+                + (f'\n{error}' if error else '')
+            )
+            bar.update(s.cost)
             if error: failed.append(s)
         if serial: _serially(todo, threads, told, failed)
         else: _with_parsl(todo, home, threads, told, workers)
@@ -353,19 +495,26 @@ STARTUP = 8.        # seconds of one core that a step needs for its imports and 
 def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
     b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
-    classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1]); unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
+    classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1])
+    unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
     recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; methods = max(1, len(study.methods))
-    train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods      # with the regularizers' images, made by the first that needs them
+    # with the regularizers' images, made by the first that needs them
+    train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods
     return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/methods))
 
 def estimate(steps: list[Step], world, workers: int) -> str:
     "A sentence on how long the steps that are not done will take, from a short trial of the denoiser on this machine."
     import torch
-    n = 128; z, t, c = torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype), torch.full((n,), 500, device=world.device), world.encode_text(['']).expand(n, -1, -1)
+    n = 128
+    z, t, c = (
+        torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype),
+        torch.full((n,), 500, device=world.device),
+        world.encode_text(['']).expand(n, -1, -1),
+    )
     with torch.no_grad():
         world.predict(z, t, c); t0 = time.time(); [world.predict(z, t, c) for _ in range(3)]; rate = 3*n/(time.time()-t0)
     todo = [s for s in steps if not s.done]; count = sum(s.cost for s in todo); seconds = count/rate + len(todo)*STARTUP/workers
-    return f'About {max(1, round(seconds/60))} min: {len(todo)} steps, {count/1e3:.0f} thousand denoiser forwards at {rate:.0f} a second on {world.device}.'
+    return f'About {max(1, round(seconds / 60))} min: {len(todo)} steps, {count / 1e3:.0f} thousand denoiser forwards at {rate:.0f} a second on {world.device}.'
 
 def page(home: Path, name: str='summary') -> Path: "Where a report's page is."; return home/('report.html' if name == 'summary' else f'{name}.html')
 
@@ -373,7 +522,11 @@ def report(study: Study, home: Path, name: str='summary') -> Path:
     "Render a report of the study as one self-contained HTML page without code."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
-    c = Config(); c.HTMLExporter.exclude_input = True; c.HTMLExporter.exclude_input_prompt = True; c.HTMLExporter.exclude_output_prompt = True; c.HTMLExporter.embed_images = True
+    c = Config()
+    c.HTMLExporter.exclude_input = True
+    c.HTMLExporter.exclude_input_prompt = True
+    c.HTMLExporter.exclude_output_prompt = True
+    c.HTMLExporter.embed_images = True
     c.TagRemovePreprocessor.enabled = True; c.TagRemovePreprocessor.remove_cell_tags = {'injected-parameters', 'parameters'}
     f = page(home, name); nb = nbformat.read(home/f'{name}.ipynb', 4); nb.metadata['title'] = f'Open-world forgetting: {study.name}'
     html, _ = HTMLExporter(config=c).from_notebook_node(nb); write_text(f, html); return f
@@ -381,10 +534,18 @@ def report(study: Study, home: Path, name: str='summary') -> Path:
 def main(argv=None) -> int:
     "`python -m openworld_forget.study studies/reproduce.yaml`"
     ap = argparse.ArgumentParser(prog='openworld_forget.study', description='Run a study: every step that is not done, then the report.')
-    ap.add_argument('study', help='a YAML file, see studies/'); ap.add_argument('--workers', type=int, default=min(2, os.cpu_count() or 1)); ap.add_argument('--serial', action='store_true', help='in this process order, without Parsl')
-    ap.add_argument('--dry-run', action='store_true', help='say what would run'); ap.add_argument('--budget', choices=list(BUDGETS)); a = ap.parse_args(argv)
+    ap.add_argument('study', help='a YAML file, see studies/')
+    ap.add_argument('--workers', type=int, default=min(2, os.cpu_count() or 1))
+    ap.add_argument('--serial', action='store_true', help='in this process order, without Parsl')
+    ap.add_argument('--dry-run', action='store_true', help='say what would run')
+    ap.add_argument('--budget', choices=list(BUDGETS))
+    a = ap.parse_args(argv)
     try:
-        s = read_study(a.study); s = s.but(budget=a.budget) if a.budget else s; steps = plan(s); todo = [x for x in steps if not x.done]; home = steps[0].folder.parent
+        s = read_study(a.study)
+        s = s.but(budget=a.budget) if a.budget else s
+        steps = plan(s)
+        todo = [x for x in steps if not x.done]
+        home = steps[0].folder.parent
         if a.dry_run: print('\n'.join(f'{"done" if x.done else "run "} {x.notebook}' for x in steps)); return 0
         if todo:
             w = load_world(s.world)                                      # bad weights and bad pictures show here, not after minutes
@@ -393,7 +554,11 @@ def main(argv=None) -> int:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # as Ctrl-C: Parsl's workers are told
             print(estimate(steps, w, a.workers), flush=True)
         failed = execute(steps, a.workers, a.serial)
-        if failed: print(f'{len(failed)} steps failed; their notebooks and logs are beside the results. Fix the cause and run the same command: what is done stays done.'); return 1
+        if failed:
+            print(
+                f'{len(failed)} steps failed; their notebooks and logs are beside the results. Fix the cause and run the same command: what is done stays done.'
+            )
+            return 1
         pages = [report(s, home, r) if todo or not page(home, r).exists() else page(home, r) for r in s.reports]
     except ForgetError as e: print(f'error: {e}', file=sys.stderr); return 2
     print((home/'headline.txt').read_text() if (home/'headline.txt').exists() else '', '\nReport: ', ' '.join(map(str, pages)), sep=''); return 0

@@ -15,19 +15,46 @@ from .uncertainty import check_sets, mean_shift2, resample, rows
 LUMA = (.2126, .7152, .0722)     # Rec. 709
 
 def band_energy(images: torch.Tensor) -> np.ndarray:
-    "Luminance energy per octave in dB, float64 [n, K], of images as in `check_images`; octaves from 1 cycle per image up to the finest, K = floor(log2(shorter edge)) - 1."
+    """Luminance energy per octave in dB, float64 [n, K], of images as in `check_images`; octaves from 1 cycle per image up to the finest, K =
+    floor(log2(shorter edge)) - 1."""
     x = check_images(images).double()/255; h, w = x.shape[-2:]
     if min(h, w) < 8: raise ForgetError(f'Texture needs images of 8 x 8 pixels or more, got {h} x {w}.')
-    y = torch.einsum('nchw,c->nhw', x, torch.tensor(LUMA, dtype=torch.float64)); win = torch.hann_window(h, False, dtype=torch.float64)[:, None]*torch.hann_window(w, False, dtype=torch.float64)
-    y = y - (y*win).sum((1, 2), keepdim=True)/win.sum(); p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)      # sums to the windowed variance
-    r = (torch.fft.fftfreq(h)[:, None]*h).square() + (torch.fft.fftfreq(w)*w).square(); top = int(np.log2(min(h, w)//2)) - 1; k = (r.clamp_min(1e-9).log2()/2).floor().clamp(max=top)
+    y = torch.einsum('nchw,c->nhw', x, torch.tensor(LUMA, dtype=torch.float64))
+    win = torch.hann_window(h, False, dtype=torch.float64)[:, None]*torch.hann_window(w, False, dtype=torch.float64)
+    # sums to the windowed variance
+    y = y - (y*win).sum((1, 2), keepdim=True)/win.sum(); p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)
+    r = (torch.fft.fftfreq(h)[:, None]*h).square() + (torch.fft.fftfreq(w)*w).square()
+    top = int(np.log2(min(h, w)//2)) - 1
+    k = (r.clamp_min(1e-9).log2()/2).floor().clamp(max=top)
     step = sum(c*c for c in LUMA)/255**2/12                                                                                # variance of the rounding
     return np.stack([10*np.log10(p[:, k == i].sum(1).numpy() + step*(k == i).sum().item()/(h*w)) for i in range(top + 1)], 1)
 
 def texture_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int=0, draws: int=1000) -> pd.DataFrame:
-    "Texture drift per prompt, mean and worst, from `band_energy` [n, K] of same-seed images: `texture_squared` (dB^2 per octave, unbiased) and `texture_fine` (dB, finest octave; negative is smoother)."
-    check_sets(base, adapted, floor); W = {p: resample(len(base[p]), draws, seed, 'texture', p) for p in base}; n = {p: len(base[p]) for p in base}; K = len(next(iter(base.values()))[0])
+    """Texture drift per prompt, mean and worst, from `band_energy` [n, K] of same-seed images: `texture_squared` (dB^2 per octave, unbiased)
+    and `texture_fine` (dB, finest octave; negative is smoother)."""
+    check_sets(base, adapted, floor)
+    W = {p: resample(len(base[p]), draws, seed, 'texture', p) for p in base}
+    n = {p: len(base[p]) for p in base}
+    K = len(next(iter(base.values()))[0])
     name, out = f'luminance, {K} octaves', []
-    if min(n.values()) > 1: out.append(rows('texture_squared', {p: mean_shift2(adapted[p] - base[p], W[p])/K for p in base}, n, {p: mean_shift2(floor[p] - base[p])/K for p in base} if floor is not None else None, name))
-    out.append(rows('texture_fine', {p: W[p]@(adapted[p] - base[p])[:, -1] for p in base}, n, {p: (floor[p] - base[p])[:, -1].mean() for p in base} if floor is not None else None, name, worst='min'))
+    if min(n.values()) > 1:
+        out.append(
+            rows(
+                'texture_squared',
+                {p: mean_shift2(adapted[p] - base[p], W[p]) / K for p in base},
+                n,
+                {p: mean_shift2(floor[p] - base[p]) / K for p in base} if floor is not None else None,
+                name,
+            )
+        )
+    out.append(
+        rows(
+            'texture_fine',
+            {p: W[p] @ (adapted[p] - base[p])[:, -1] for p in base},
+            n,
+            {p: (floor[p] - base[p])[:, -1].mean() for p in base} if floor is not None else None,
+            name,
+            worst='min',
+        )
+    )
     return pd.concat(out, ignore_index=True)

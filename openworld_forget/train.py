@@ -43,13 +43,15 @@ def pack(params: dict, opt, ema: dict|None) -> dict:
 
 def unpack(tensors: dict, params: dict, opt, ema: dict|None):
     "Undo `pack` in place."
-    if {k[2:] for k in tensors if k.startswith('w/')} != set(params): raise ForgetError('The checkpoint holds other parameters than this run trains. Delete it to start again.')
+    if {k[2:] for k in tensors if k.startswith('w/')} != set(params):
+        raise ForgetError('The checkpoint holds other parameters than this run trains. Delete it to start again.')
     with torch.no_grad():
         for k, p in params.items():
             p.copy_(tensors[f'w/{k}'])
             if ema: ema[k].copy_(tensors[f'ema/{k}'])
             state = {n.rsplit('/', 1)[1]: v for n, v in tensors.items() if n.startswith(f'opt/{k}/')}
-            if state: opt.state[p] = {s: v.to(p.device) if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}   # same memory layout: same bits
+            # same memory layout: same bits
+            if state: opt.state[p] = {s: v.to(p.device) if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}
 
 def fit(
     params: dict[str, nn.Parameter],  # what is trained
@@ -78,13 +80,18 @@ def fit(
         norm = nn.utils.clip_grad_norm_(params.values(), recipe.clip)
         *values, size = torch.stack([v.float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
         for k, v in zip(terms, values):
-            if not math.isfinite(v): raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. Lower the learning rate; the last checkpoint is kept.')
-        if not math.isfinite(size): raise ForgetError(f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.')
+            if not math.isfinite(v):
+                raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. Lower the learning rate; the last checkpoint is kept.')
+        if not math.isfinite(size):
+            raise ForgetError(
+                f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.'
+            )
         opt.step(); opt.zero_grad(set_to_none=True)
         if ema:
             d = min(recipe.ema, (1+step)/(10+step))
             with torch.no_grad(): torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1-d)
         log.append(dict(zip(terms, values)) | {'norm': size})
         if step % 20 == 0: bar.set_postfix({k: f'{v:.3f}' for k, v in log[-1].items()})
-        if path and ((step+1) % every == 0 or step+1 in (recipe.steps, until)): save_tensors(path, pack(params, opt, ema), dict(step=step+1, log=log, key=key))
+        if path and ((step+1) % every == 0 or step+1 in (recipe.steps, until)):
+            save_tensors(path, pack(params, opt, ema), dict(step=step+1, log=log, key=key))
     return log, ema

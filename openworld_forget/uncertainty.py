@@ -19,7 +19,10 @@ def resample(
     seed: int, *key,  # which draw stream
 ) -> np.ndarray:
     "Weights [1 + draws, n]: equal in row 0, multinomial in the others; rows sum to 1."
-    if n < 1 or draws < 0: raise ForgetError(f'Resampling needs one image or more and no negative number of draws, got n = {n}, draws = {draws}. 1000 draws are usual; 0 give no interval.')
+    if n < 1 or draws < 0:
+        raise ForgetError(
+            f'Resampling needs one image or more and no negative number of draws, got n = {n}, draws = {draws}. 1000 draws are usual; 0 give no interval.'
+        )
     return np.concatenate([np.full((1, n), 1/n), rng(seed, 'bootstrap', *key).multinomial(n, np.full(n, 1/n), size=draws)/n])
 
 def interval(
@@ -46,8 +49,17 @@ def rows(
     if not draws: raise ForgetError(f'{measure}: no prompts, so there is no mean and no worst. Generate images first.')
     end = dict(max=np.max, min=np.min)[choose(worst, ['max', 'min'], 'end')]; V = np.stack([draws[p] for p in draws])
     f = np.array([(floor or {}).get(p, np.nan) for p in draws]); k = int(np.flatnonzero(V[:, 0] == end(V[:, 0]))[0])
-    out = [(p, V[i], n[p], f[i]) for i, p in enumerate(draws)] + [('(mean)', V.mean(0), sum(n[p] for p in draws), f.mean()), ('(worst)', end(V, 0), n[list(draws)[k]], end(f))]
-    return pd.DataFrame([(measure, p, float(v[0]), m, *interval(v, min(n[p] for p in draws) if p == '(mean)' else m, bounds), float(g), network) for p, v, m, g in out], columns=COLUMNS)
+    out = [(p, V[i], n[p], f[i]) for i, p in enumerate(draws)] + [
+        ('(mean)', V.mean(0), sum(n[p] for p in draws), f.mean()),
+        ('(worst)', end(V, 0), n[list(draws)[k]], end(f)),
+    ]
+    return pd.DataFrame(
+        [
+            (measure, p, float(v[0]), m, *interval(v, min(n[p] for p in draws) if p == '(mean)' else m, bounds), float(g), network)
+            for p, v, m, g in out
+        ],
+        columns=COLUMNS,
+    )
 
 # %% ../nbs/10_uncertainty.ipynb #c013
 def equal(n: int) -> np.ndarray: "Equal weights [1, n]: the value itself, without a draw."; return np.full((1, n), 1/n)
@@ -58,7 +70,10 @@ def pair_mean(W, K):
 def mean_shift2(change, W=None):
     "Unbiased squared length of the mean of changes [n, k] of paired images, n >= 2; with weights [draws, n] one per draw."
     d = numbers(change, 'changes')
-    if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all(): raise ForgetError(f'Expected finite changes [n >= 2, k] of paired images, got {list(d.shape)}. Generate at least two images per prompt, with the same seeds.')
+    if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():
+        raise ForgetError(
+            f'Expected finite changes [n >= 2, k] of paired images, got {list(d.shape)}. Generate at least two images per prompt, with the same seeds.'
+        )
     v = pair_mean(equal(len(d)) if W is None else W, d@d.T); return float(v[0]) if W is None else v
 
 # %% ../nbs/10_uncertainty.ipynb #c017
@@ -66,18 +81,33 @@ def check_sets(base: dict, adapted: dict, floor: dict|None=None, paired: bool=Tr
     "Same prompts everywhere, finite values of one shape, equal sizes where images are paired, a floor of the adapted set's size; else a `ForgetError`."
     sets = dict(base=base, adapted=adapted) | (dict(floor=floor) if floor is not None else {})
     for what, s in sets.items():
-        if not isinstance(s, dict): raise ForgetError(f'The {what} set is a {type(s).__name__}, expected a mapping from each prompt to the values of its images.')
+        if not isinstance(s, dict):
+            raise ForgetError(f'The {what} set is a {type(s).__name__}, expected a mapping from each prompt to the values of its images.')
         if not s: raise ForgetError(f'No prompts: the {what} set is empty. Generate images first.')
-        if set(s) != set(base): raise ForgetError(f'The {what} set has other prompts than the base set: {sorted(set(s) ^ set(base))[:5]}. Generate the same prompts for all.')
+        if set(s) != set(base):
+            raise ForgetError(
+                f'The {what} set has other prompts than the base set: {sorted(set(s) ^ set(base))[:5]}. Generate the same prompts for all.'
+            )
         for p, v in s.items(): _check_values(numbers(v, f'{what} set of {p!r}'), numbers(base[p], f'base set of {p!r}'), f'{p!r}: the {what} set')
     for p in base:
         for what, s, n in (('adapted', adapted, len(base[p])), ('floor', floor, len(adapted[p]))):
             if s is None or (what == 'adapted' and not paired) or len(s[p]) == n: continue
-            raise ForgetError(f'{p!r}: the {what} set has {len(s[p])} images, expected {n}. ' + ('A floor depends on n: make it of equally many images.' if what == 'floor' else 'Generate the same seeds, or pass paired=False.'))
+            raise ForgetError(
+                f'{p!r}: the {what} set has {len(s[p])} images, expected {n}. '
+                + (
+                    'A floor depends on n: make it of equally many images.'
+                    if what == 'floor'
+                    else 'Generate the same seeds, or pass paired=False.'
+                )
+            )
 
 def _check_values(v, like, what):
-    if v.ndim < 1 or not v.size: raise ForgetError(f'{what} has values of shape {list(v.shape)}, expected one entry per image and at least one image.')
-    if v.shape[1:] != like.shape[1:]: raise ForgetError(f'{what} has values of shape {list(v.shape)}, the base set {list(like.shape)}. Measure both with the same function or judge.')
+    if v.ndim < 1 or not v.size:
+        raise ForgetError(f'{what} has values of shape {list(v.shape)}, expected one entry per image and at least one image.')
+    if v.shape[1:] != like.shape[1:]:
+        raise ForgetError(
+            f'{what} has values of shape {list(v.shape)}, the base set {list(like.shape)}. Measure both with the same function or judge.'
+        )
     if not np.isfinite(v).all(): raise ForgetError(f'{what} has values that are NaN or infinite. Measure the images again.')
 
 def pooled_weights(

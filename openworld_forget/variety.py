@@ -28,7 +28,8 @@ def vendi(f, W=None, chunk: int=128):
 def paired_distance(f_base, f_adapted) -> np.ndarray:
     "1 - cosine of the features of same-seed images, [n]."
     a, b = unit(f_base, 'base features'), unit(f_adapted, 'adapted features')
-    if a.shape != b.shape: raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
+    if a.shape != b.shape:
+        raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
     return np.maximum(((a-b)**2).sum(1)/2, 0)      # = 1 - cosine for unit vectors, and exactly 0 for equal ones
 
 # %% ../nbs/14_variety.ipynb #c014
@@ -43,7 +44,16 @@ def variety_table(
     check_sets(base, adapted, floor); n = {p: len(base[p]) for p in base}; W = {p: resample(n[p], draws, seed, 'features', p) for p in base}
     per = lambda f: {p: f(p) for p in base}; low = dict(worst='min', network=network)
     fl = lambda f: per(lambda p: float(f(p))) if floor is not None else None
-    out = [rows('distance_paired', per(lambda p: W[p]@paired_distance(base[p], adapted[p])), n, fl(lambda p: paired_distance(base[p], floor[p]).mean()), network, bounds=(0, 2))]
+    out = [
+        rows(
+            'distance_paired',
+            per(lambda p: W[p] @ paired_distance(base[p], adapted[p])),
+            n,
+            fl(lambda p: paired_distance(base[p], floor[p]).mean()),
+            network,
+            bounds=(0, 2),
+        )
+    ]
     for name, f, top in (('diversity', diversity, 2.), ('vendi', vendi, np.inf)):
         b, a = per(lambda p: f(base[p], W[p])), per(lambda p: f(adapted[p], W[p]))
         out += [rows(f'{name}_base', b, n, bounds=(0, top), **low), rows(name, a, n, bounds=(0, top), **low)]
@@ -57,8 +67,10 @@ def lpips_distances(
 ) -> np.ndarray:
     "LPIPS, float64 [S, n, S, n], between the images of S sets; exactly 0 for equal images."
     sets = [check_images(x) for x in sets]
-    if len({len(x) for x in sets}) != 1: raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
-    if len({tuple(x.shape[1:]) for x in sets}) > 1: raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. Generate at one resolution.')
+    if len({len(x) for x in sets}) != 1:
+        raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
+    if len({tuple(x.shape[1:]) for x in sets}) > 1:
+        raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. Generate at one resolution.')
     x, n = torch.cat(sets), len(sets[0]); f = judge.embed(x)
     g = sum((c.double()@c.double().T for c in f.split(2**18, 1))).numpy()               # in pieces: at 512 pixels a row has millions of entries
     d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0); which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy()
@@ -73,11 +85,32 @@ def lpips_table(
     "`lpips_paired` (same seeds) and the mean pairwise distance within a prompt, `lpips_diversity` (`_base`, `_change`); per prompt, mean and worst."
     check_sets(distances, distances if floor is None else floor, paired=False)
     if any(np.ndim(d) != 4 or np.shape(d) != (2, np.shape(d)[1])*2 for s in (distances, floor or {}) for d in s.values()):
-        raise ForgetError(f'Expected prompt -> distances [2, n, 2, n], got {[np.shape(d) for d in distances.values()][:3]}. Make them with `lpips_distances` of two sets.')
-    D, n = distances, {p: d.shape[1] for p, d in distances.items()}; W = {p: resample(n[p], draws, seed, 'lpips', p) for p in D}; low = dict(network=network, worst='min')
-    out = [rows('lpips_paired', {p: W[p]@np.diagonal(d[0, :, 1]) for p, d in D.items()}, n, {p: np.diagonal(d[0, :, 1]).mean() for p, d in floor.items()} if floor else None, network, bounds=(0, np.inf))]
+        raise ForgetError(
+            f'Expected prompt -> distances [2, n, 2, n], got {[np.shape(d) for d in distances.values()][:3]}. Make them with `lpips_distances` of two sets.'
+        )
+    D, n = distances, {p: d.shape[1] for p, d in distances.items()}
+    W = {p: resample(n[p], draws, seed, 'lpips', p) for p in D}
+    low = dict(network=network, worst='min')
+    out = [
+        rows(
+            'lpips_paired',
+            {p: W[p] @ np.diagonal(d[0, :, 1]) for p, d in D.items()},
+            n,
+            {p: np.diagonal(d[0, :, 1]).mean() for p, d in floor.items()} if floor else None,
+            network,
+            bounds=(0, np.inf),
+        )
+    ]
     if min(n.values()) < 2: return out[0]
     b, a = ({p: pair_mean(W[p], d[i, :, i]) for p, d in D.items()} for i in (0, 1))
     out += [rows('lpips_diversity_base', b, n, **low), rows('lpips_diversity', a, n, **low)]
-    out.append(rows('lpips_diversity_change', {p: a[p] - b[p] for p in D}, n, {p: float(pair_mean(equal(n[p]), d[1, :, 1])[0]) - b[p][0] for p, d in floor.items()} if floor else None, **low))
+    out.append(
+        rows(
+            'lpips_diversity_change',
+            {p: a[p] - b[p] for p in D},
+            n,
+            {p: float(pair_mean(equal(n[p]), d[1, :, 1])[0]) - b[p][0] for p, d in floor.items()} if floor else None,
+            **low,
+        )
+    )
     return pd.concat(out, ignore_index=True)

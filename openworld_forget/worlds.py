@@ -43,7 +43,8 @@ def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
     "A world's definition: by name, or by what differs from the world it is `like` (default sd15): {'name': 'mine', 'source': 'a/diffusers/folder'}."
     if isinstance(world, WorldSpec): return world
     if isinstance(world, str): return WORLDS[choose(world, WORLDS, 'world')]
-    if missing := {'name', 'source'} - set(world): raise ForgetError(f'A world of your own needs {sorted(missing)}: a name, and the folder or hub id of its weights in diffusers layout.')
+    if missing := {'name', 'source'} - set(world):
+        raise ForgetError(f'A world of your own needs {sorted(missing)}: a name, and the folder or hub id of its weights in diffusers layout.')
     d = dict(world); return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
 
 def provider(spec: WorldSpec):
@@ -76,7 +77,12 @@ class World:
     @property
     def key(self) -> str:
         "Content key of weights and schedule."
-        if self._key is None: self._key = content_key([dict(m.state_dict()) for m in (self.text_encoder, self.vae, self.unet)], {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')}, self.spec.name)
+        if self._key is None:
+            self._key = content_key(
+                [dict(m.state_dict()) for m in (self.text_encoder, self.vae, self.unet)],
+                {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')},
+                self.spec.name,
+            )
         return self._key
 
     def but(self, label=None, **parts) -> 'World':
@@ -85,9 +91,15 @@ class World:
 
     def tokens(self, prompts: list[str]) -> torch.Tensor:
         "Token ids [n, length]; a prompt that does not fit is an error, not a silent cut."
-        prompts = TextualInversionLoaderMixin().maybe_convert_prompt([prompts] if isinstance(prompts, str) else list(prompts), self.tokenizer)      # a word of several vectors
-        ids = self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, return_tensors='pt').input_ids if prompts else torch.empty(0, self.tokenizer.model_max_length, dtype=torch.long)
-        if ids.shape[1] > self.tokenizer.model_max_length: raise ForgetError(f'A prompt has {ids.shape[1]} tokens; this world reads {self.tokenizer.model_max_length}: {max(prompts, key=len)!r}.')
+        # a word of several vectors
+        prompts = TextualInversionLoaderMixin().maybe_convert_prompt([prompts] if isinstance(prompts, str) else list(prompts), self.tokenizer)
+        ids = (
+            self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, return_tensors='pt').input_ids
+            if prompts
+            else torch.empty(0, self.tokenizer.model_max_length, dtype=torch.long)
+        )
+        if ids.shape[1] > self.tokenizer.model_max_length:
+            raise ForgetError(f'A prompt has {ids.shape[1]} tokens; this world reads {self.tokenizer.model_max_length}: {max(prompts, key=len)!r}.')
         return ids.to(self.device)
 
     def encode_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
@@ -98,8 +110,15 @@ class World:
     def encode(self, images: torch.Tensor, batch: int=64) -> torch.Tensor:
         "Scaled posterior means [n, c, h, w] of images [n, 3, H, W] in [0, 1]."
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[-1] != self.resolution or images.shape[-2] != self.resolution:
-            raise ForgetError(f'Expected images [n, 3, {self.resolution}, {self.resolution}], got {list(images.shape)}. Load them with `load_images`.')
-        return torch.cat([self.vae.encode((2*x - 1).to(self.device, self.dtype)).latent_dist.mean*self.vae.config.scaling_factor for x in images.split(batch)]).contiguous()
+            raise ForgetError(
+                f'Expected images [n, 3, {self.resolution}, {self.resolution}], got {list(images.shape)}. Load them with `load_images`.'
+            )
+        return torch.cat(
+            [
+                self.vae.encode((2 * x - 1).to(self.device, self.dtype)).latent_dist.mean * self.vae.config.scaling_factor
+                for x in images.split(batch)
+            ]
+        ).contiguous()
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor, batch: int=64) -> torch.Tensor:
@@ -119,7 +138,8 @@ class World:
 
     @contextmanager
     def remembered(self, text):
-        "Inside, cross-attention takes the keys and values of C prompts (text states [C, length, width]) from a table, computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."
+        """Inside, cross-attention takes the keys and values of C prompts (text states [C, length, width]) from a table, computed once; yields
+        a function that turns prompt numbers [n] into the text states of the next `predict`."""
         layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]; now = [None]
         def pick(c): now[0] = c; return text[c]
         try:
@@ -143,8 +163,16 @@ class World:
 
     def pipeline(self) -> StableDiffusionPipeline:
         "A plain diffusers pipeline of these parts, with a DDIM sampler."
-        p = StableDiffusionPipeline(vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet, scheduler=DDIMScheduler.from_config(self.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-                                    safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        p = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=DDIMScheduler.from_config(self.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         p.set_progress_bar_config(disable=True); return p
 
     def to(self, device=None, dtype=None) -> 'World':
@@ -159,7 +187,11 @@ def default_device() -> str:
 
 def _load(cls, source, sub, **kw):
     try: m = cls.from_pretrained(source, subfolder=sub, use_safetensors=True, **kw)
-    except Exception as e: raise ForgetError(f'{source}: its {sub} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). Expected a diffusers folder with safetensors; restore it (`git checkout weights`), or check the hub id and your connection.') from None
+    except Exception as e:
+        raise ForgetError(
+            f'{source}: its {sub} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). Expected a diffusers folder with '
+            f'safetensors; restore it (`git checkout weights`), or check the hub id and your connection.'
+        ) from None
     check_finite(m.state_dict(), f'{source}/{sub}'); return _ready(m)
 
 def _ready(m):
@@ -175,11 +207,20 @@ def load_world(
     spec = spec_of(world)
     local = Path(spec.source) if Path(spec.source).is_absolute() else root()/spec.source
     src, kw = (str(local), {}) if local.is_dir() else (spec.source, dict(revision=spec.revision))
-    if not local.is_dir() and (spec.revision is None): raise ForgetError(f'World {spec.name!r}: {local} does not exist. Restore it (`git checkout weights`) or train it (`make mini`).')
+    if not local.is_dir() and (spec.revision is None):
+        raise ForgetError(f'World {spec.name!r}: {local} does not exist. Restore it (`git checkout weights`) or train it (`make mini`).')
     try: tok = CLIPTokenizer.from_pretrained(src, subfolder='tokenizer', **kw)
-    except Exception as e: raise ForgetError(f'{src}: its tokenizer could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}).') from None
+    except Exception as e:
+        raise ForgetError(f'{src}: its tokenizer could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}).') from None
     sched = DDPMScheduler.from_pretrained(src, subfolder='scheduler', **kw)
-    w = World(spec, tok, _load(CLIPTextModel, src, 'text_encoder', **kw), _load(AutoencoderKL, src, 'vae', **kw), _load(UNet2DConditionModel, src, 'unet', **kw), sched)
+    w = World(
+        spec,
+        tok,
+        _load(CLIPTextModel, src, 'text_encoder', **kw),
+        _load(AutoencoderKL, src, 'vae', **kw),
+        _load(UNet2DConditionModel, src, 'unet', **kw),
+        sched,
+    )
     return w.to(device or default_device(), dtype)
 
 def clone(module, train=False, share=False):
@@ -195,7 +236,9 @@ def byte_alphabet() -> list[str]:
 
 def sd_schedule(prediction: str='epsilon') -> DDPMScheduler:
     "Stable Diffusion's noise schedule: 1000 steps, 'scaled linear' betas from .00085 to .012."
-    return DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False, prediction_type=prediction, steps_offset=1)
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False, prediction_type=prediction, steps_offset=1
+    )
 
 def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='openworld_forget.concepts') -> World:
     "A random world in Stable Diffusion's layout, for tests."
@@ -203,19 +246,79 @@ def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='o
     vocab = {t: i for i, t in enumerate([*byte_alphabet(), '<|startoftext|>', '<|endoftext|>'])}; n = len(vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = CLIPTextModel(CLIPTextConfig(vocab_size=n, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77, bos_token_id=n-2, eos_token_id=n-1, pad_token_id=n-1))
-        vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, (8, 8, 16, 16), 1, latent_channels=4, norm_num_groups=4, sample_size=8*size, mid_block_add_attention=False)
-        unet = UNet2DConditionModel(size, 4, 4, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=n,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                bos_token_id=n - 2,
+                eos_token_id=n - 1,
+                pad_token_id=n - 1,
+            )
+        )
+        vae = AutoencoderKL(
+            3,
+            3,
+            ['DownEncoderBlock2D'] * 4,
+            ['UpDecoderBlock2D'] * 4,
+            (8, 8, 16, 16),
+            1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=8 * size,
+            mid_block_add_attention=False,
+        )
+        unet = UNet2DConditionModel(
+            size,
+            4,
+            4,
+            down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+            up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        )
     spec = WorldSpec(name='tiny', source='tiny', data=data, clip='', features='', sampling_steps=4)
     return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[_ready(m) for m in (text, vae, unet)], sd_schedule(prediction))
 
 def save_world(world: World, folder: Path|str):
     "Write a world as a diffusers folder (safetensors)."
     world.pipeline().save_pretrained(folder); world.scheduler.save_pretrained(Path(folder)/'scheduler')
-    for f in Path(folder).rglob('config.json'): write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})     # where a part once lay on this machine is nobody's business
+    # where a part once lay on this machine is nobody's business
+    for f in Path(folder).rglob('config.json'): write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})
 
 # %% ../nbs/01_worlds.ipynb #c016
-register(WorldSpec(name='mini', source='weights/mini', data='openworld_forget.mini.data', clip='weights/mini-clip', features='efficientnet-lite0', template='a drawing of a {}', guidance=4., sampling_steps=25,
-    recipes=dict(db=dict(steps=250, lr=1e-4, batch=4), lora=dict(steps=250, lr=1e-3, batch=4), cd=dict(steps=250, lr=1e-3, batch=4))))
-register(WorldSpec(name='sd15', source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14', data='openworld_forget.concepts', clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
-    features='facebook/dino-vits16', recipes=dict(db=dict(steps=800, lr=5e-6, batch=1, forward=2), lora=dict(steps=500, lr=1e-4, batch=1, forward=2), cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
+register(
+    WorldSpec(
+        name='mini',
+        source='weights/mini',
+        data='openworld_forget.mini.data',
+        clip='weights/mini-clip',
+        features='efficientnet-lite0',
+        template='a drawing of a {}',
+        guidance=4.0,
+        sampling_steps=25,
+        recipes=dict(db=dict(steps=250, lr=1e-4, batch=4), lora=dict(steps=250, lr=1e-3, batch=4), cd=dict(steps=250, lr=1e-3, batch=4)),
+    )
+)
+register(
+    WorldSpec(
+        name='sd15',
+        source='stable-diffusion-v1-5/stable-diffusion-v1-5',
+        revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14',
+        data='openworld_forget.concepts',
+        clip='openai/clip-vit-base-patch32',
+        clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
+        features='facebook/dino-vits16',
+        recipes=dict(
+            db=dict(steps=800, lr=5e-6, batch=1, forward=2),
+            lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
+            cd=dict(steps=500, lr=1e-5, batch=2, forward=4),
+        ),
+    )
+)

@@ -8,7 +8,8 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
-                        JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name, value)
+                        JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items():
+    os.environ.setdefault(name, value)
 
 settings.register_profile('same examples every time', derandomize=True, deadline=None, database=None)
 settings.load_profile('same examples every time')
@@ -27,7 +28,8 @@ def no_network():
     "Connections leave this machine in no test."
     connect = socket.socket.connect
     def local_only(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ('127.0.0.1', '::1', 'localhost'): raise OSError(f'tests have no network: {address}')
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ('127.0.0.1', '::1', 'localhost'):
+            raise OSError(f'tests have no network: {address}')
         return connect(self, address)
     with pytest.MonkeyPatch.context() as m: m.setattr(socket.socket, 'connect', local_only); yield
 

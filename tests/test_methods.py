@@ -1,4 +1,5 @@
-"One tester over every method (db, lora, cd) in all its regularized forms, on a random world in Stable Diffusion 1.5's layout: exact, resumable, and the same on another prediction type and in bfloat16."
+"""One tester over every method (db, lora, cd) in all its regularized forms, on a random world in Stable Diffusion 1.5's layout: exact,
+resumable, and the same on another prediction type and in bfloat16."""
 import itertools
 
 import pytest
@@ -21,7 +22,12 @@ def subject(): return tiny_subject()
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('regularizer images')
 
-def state(world): return {f'{n}.{k}': v.clone() for n, m in (('text', world.text_encoder), ('vae', world.vae), ('unet', world.unet)) for k, v in m.state_dict().items()}
+def state(world):
+    return {
+        f'{n}.{k}': v.clone()
+        for n, m in (('text', world.text_encoder), ('vae', world.vae), ('unet', world.unet))
+        for k, v in m.state_dict().items()
+    }
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def answer(w, prompts=('a x cat', 'a dog', '')):
     g = generator(0, 'probe'); z = torch.randn(len(prompts), *w.latent_shape, generator=g).to(w.dtype)
@@ -29,39 +35,60 @@ def answer(w, prompts=('a x cat', 'a dog', '')):
 
 def test_the_forms_are_those_of_the_paper():
     assert set(EVERY) == set(METHODS)
-    for m in METHODS.values(): assert (m.prior > 0, m.correction > 0) == dict(zip(FORMS, ((False, False), (True, False), (True, True), (False, True))))[m.name.removeprefix(m.adaptation.kind)]
+    for m in METHODS.values():
+        assert (m.prior > 0, m.correction > 0) == dict(zip(FORMS, ((False, False), (True, False), (True, True), (False, True))))[
+            m.name.removeprefix(m.adaptation.kind)
+        ]
 
 @pytest.mark.parametrize('name', EVERY)
 def test_only_the_named_parameters_change(base, subject, cache, name):
     before = state(base); w, _ = customize(base, subject, method(name, **FAST), cache=cache)
     assert same(before, state(base))                                                                      # the teacher is as it was
-    _, params = adapt(base, method(name).adaptation, subject.token); after, live = state(w), {k.removeprefix('unet.') for k in params if k.startswith('unet.')}
+    _, params = adapt(base, method(name).adaptation, subject.token)
+    after, live = state(w), {k.removeprefix('unet.') for k in params if k.startswith('unet.')}
     old = lambda k: k.removeprefix('unet.').replace('.base_layer', '')
     if name.startswith('lora'):
-        assert all('lora_' in k for k in live) and all(torch.equal(v, before['unet.' + old(k)]) for k, v in after.items() if k.startswith('unet.') and 'lora_' not in k)
+        assert all('lora_' in k for k in live) and all(
+            torch.equal(v, before['unet.' + old(k)]) for k, v in after.items() if k.startswith('unet.') and 'lora_' not in k
+        )
         assert any(v.abs().max() > 0 for k, v in after.items() if 'lora_B' in k)
     else:
         changed = {k.removeprefix('unet.') for k in after if k.startswith('unet.') and not torch.equal(after[k], before[k])}; assert changed == live
     assert all(torch.equal(after[k], before[k]) for k in before if k.startswith('vae.'))
     if name.startswith('cd'):
         row = w.text_encoder.get_input_embeddings(); others = torch.arange(len(row.base.weight)) != row.index
-        assert torch.equal(row.base.weight, base.text_encoder.get_input_embeddings().weight) and not torch.equal(row.row, row.base.weight[row.index]) and others.sum() == len(others) - 1
-        rest = {k.replace('token_embedding.base.', 'token_embedding.'): v for k, v in after.items() if k.startswith('text.') and not k.endswith('.row')}; assert same(rest, {k: v for k, v in before.items() if k.startswith('text.')})
+        assert (
+            torch.equal(row.base.weight, base.text_encoder.get_input_embeddings().weight)
+            and not torch.equal(row.row, row.base.weight[row.index])
+            and others.sum() == len(others) - 1
+        )
+        rest = {
+            k.replace('token_embedding.base.', 'token_embedding.'): v
+            for k, v in after.items()
+            if k.startswith('text.') and not k.endswith('.row')
+        }
+        assert same(rest, {k: v for k, v in before.items() if k.startswith('text.')})
     else: assert same({k: v for k, v in after.items() if k.startswith('text.')}, {k: v for k, v in before.items() if k.startswith('text.')})
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_no_steps_are_the_base(base, subject, cache, kind): assert torch.equal(answer(customize(base, subject, method(kind + '-dc', images=2, recipe=dict(steps=0)), cache=cache)[0]), answer(base))
+def test_no_steps_are_the_base(base, subject, cache, kind):
+    assert torch.equal(answer(customize(base, subject, method(kind + '-dc', images=2, recipe=dict(steps=0)), cache=cache)[0]), answer(base))
 
 @pytest.mark.parametrize('kind, form', list(itertools.product(KINDS, ('-dc', '-dc-nopr'))))
 def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
-    a, b = customize(base, subject, method(kind + form, correction=0., **FAST), cache=cache)[0], customize(base, subject, method(kind + {'-dc': '', '-dc-nopr': '-plain'}[form], **FAST), cache=cache)[0]
+    a, b = (
+        customize(base, subject, method(kind + form, correction=0.0, **FAST), cache=cache)[0],
+        customize(base, subject, method(kind + {'-dc': '', '-dc-nopr': '-plain'}[form], **FAST), cache=cache)[0],
+    )
     assert same(state(a), state(b))
 
 @pytest.mark.parametrize('name', EVERY)
 def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch):
     "What is saved predicts what was trained; a run stopped after every number of steps ends with the same bits."
     import openworld_forget.regularize as R
-    m = method(name, **FAST); whole, log = customize(base, subject, m, cache=cache, path=tmp_path/'whole.safetensors', every=1); assert torch.equal(answer(load_own(base, tmp_path/'whole.safetensors')), answer(whole))
+    m = method(name, **FAST)
+    whole, log = customize(base, subject, m, cache=cache, path=tmp_path/'whole.safetensors', every=1)
+    assert torch.equal(answer(load_own(base, tmp_path/'whole.safetensors')), answer(whole))
     fit, stop = R.fit, {}
     def stopping(*a, **kw):
         out = fit(*a, **kw, until=stop['at'])
@@ -81,10 +108,15 @@ def test_correction_is_zero_at_the_base(base, subject, cache, kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_correction_gradient_is_that_of_finite_differences(subject, kind):
-    w = tiny_world(); base = w.but(**{k: getattr(w, k).double() for k in ('text_encoder', 'vae', 'unet')}); v, params = adapt(base, Adaptation(kind=kind), subject.token); g = generator(0, 'shake')
+    w = tiny_world()
+    base = w.but(**{k: getattr(w, k).double() for k in ('text_encoder', 'vae', 'unet')})
+    v, params = adapt(base, Adaptation(kind=kind), subject.token)
+    g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g, dtype=torch.float64)) for p in params.values()]
     z = base.encode(subject.images.double()/255); f = objective(base, v, subject, [Term('correction', 1., z, ['a cat']*3, True)], 2, 0)
-    f(0)['correction'].backward(); d = {k: torch.randn(p.shape, generator=g, dtype=torch.float64) for k, p in params.items()}; slope = sum((p.grad*d[k]).sum().item() for k, p in params.items() if p.grad is not None)
+    f(0)['correction'].backward()
+    d = {k: torch.randn(p.shape, generator=g, dtype=torch.float64) for k, p in params.items()}
+    slope = sum((p.grad*d[k]).sum().item() for k, p in params.items() if p.grad is not None)
     def at(h):
         with torch.no_grad(): [p.add_(h*d[k]) for k, p in params.items()]; x = f(0)['correction'].item(); [p.sub_(h*d[k]) for k, p in params.items()]
         return x
@@ -92,8 +124,12 @@ def test_correction_gradient_is_that_of_finite_differences(subject, kind):
 
 @pytest.mark.parametrize('kind, form', list(itertools.product(KINDS, ('-dc', '-dc-nopr'))))
 def test_a_limit_per_forward_changes_memory_only(base, subject, cache, kind, form):
-    "The same objective in several forwards: the first step's terms and gradient norm agree to rounding (Adam then magnifies rounding, so weights are not compared)."
-    logs = [customize(base, subject, method(kind + form, images=2, recipe=dict(steps=1, batch=2, lr=1e-3, forward=n)), cache=cache)[1][0] for n in (0, 2)]
+    """The same objective in several forwards: the first step's terms and gradient norm agree to rounding (Adam then magnifies rounding, so
+    weights are not compared)."""
+    logs = [
+        customize(base, subject, method(kind + form, images=2, recipe=dict(steps=1, batch=2, lr=1e-3, forward=n)), cache=cache)[1][0]
+        for n in (0, 2)
+    ]
     assert logs[0].keys() == logs[1].keys() and all(logs[0][k] == pytest.approx(logs[1][k], rel=1e-4, abs=1e-8) for k in logs[0])
 
 def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
@@ -101,7 +137,11 @@ def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
     import openworld_forget.regularize as R
     w, params = adapt(base, Adaptation(), subject.token); g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
-    terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache); make = lambda: objective(base, w, subject, terms, 4, 0); f = make(); order = (0, 7, 8, 17, 3, 8); ahead = [f(k)['correction'].item() for k in order]
+    terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache)
+    make = lambda: objective(base, w, subject, terms, 4, 0)
+    f = make()
+    order = (0, 7, 8, 17, 3, 8)
+    ahead = [f(k)['correction'].item() for k in order]
     assert ahead[5] == ahead[2] and ahead[4] == make()(3)['correction'].item()
     monkeypatch.setattr(R, 'AHEAD', 1); f = make(); assert ahead == pytest.approx([f(k)['correction'].item() for k in order], rel=1e-4)
 
@@ -113,12 +153,18 @@ def test_not_finite_stops_and_keeps(base, subject, cache, tmp_path, term, monkey
         f = good(*a); return lambda step: {k: v*float('nan') if (k, step) == (term, 2) else v for k, v in f(step).items()}
     monkeypatch.setattr(R, 'objective', bad); m, f = method('db-dc', **FAST), tmp_path/'a.safetensors'
     with pytest.raises(ForgetError, match=f"'{term}' is nan at step 2"): customize(base, subject, m, cache=cache, path=f, every=1)
-    monkeypatch.setattr(R, 'objective', good); w, _ = customize(base, subject, m, cache=cache, path=f, every=1); assert same(state(w), state(customize(base, subject, m, cache=cache)[0]))      # the checkpoint of step 2 was good
+    # the checkpoint of step 2 was good
+    monkeypatch.setattr(R, 'objective', good)
+    w, _ = customize(base, subject, m, cache=cache, path=f, every=1)
+    assert same(state(w), state(customize(base, subject, m, cache=cache)[0]))
 
 def test_the_text_encoder_can_be_trained(base, subject, cache):
-    w, _ = customize(base, subject, method('db-dc', adaptation=Adaptation(text_encoder=True), **FAST), cache=cache); assert not torch.equal(w.encode_text(['a x cat']), base.encode_text(['a x cat']))
+    w, _ = customize(base, subject, method('db-dc', adaptation=Adaptation(text_encoder=True), **FAST), cache=cache)
+    assert not torch.equal(w.encode_text(['a x cat']), base.encode_text(['a x cat']))
 
-@pytest.mark.parametrize('kind, world', list(itertools.product(KINDS, (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))), ids=lambda x: x if isinstance(x, str) else f'{x.prediction}-{str(x.dtype)[6:]}')
+@pytest.mark.parametrize('kind, world', list(itertools.product(KINDS, (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))),
+                         ids=lambda x: x if isinstance(x, str) else f'{x.prediction}-{str(x.dtype)[6:]}')
 def test_other_worlds(subject, kind, world):
     "The same code on a v-prediction schedule and in bfloat16."
-    w, log = customize(world, subject, method(kind + '-dc', **FAST)); assert len(log) == 4 and w.dtype == world.dtype and torch.isfinite(answer(w).float()).all() and not torch.equal(answer(w), answer(world))
+    w, log = customize(world, subject, method(kind + '-dc', **FAST))
+    assert len(log) == 4 and w.dtype == world.dtype and torch.isfinite(answer(w).float()).all() and not torch.equal(answer(w), answer(world))

@@ -1,4 +1,5 @@
-"""One argument of every measure at a time is replaced by nonsense: the answer is a `ForgetError`, or numbers without a NaN; never another exception, never a warning.
+"""One argument of every measure at a time is replaced by nonsense: the answer is a `ForgetError`, or numbers without a NaN; never another exception,
+never a warning.
 
 A NaN is allowed where it is the documented meaning of the input (MEANT).
 """
@@ -14,8 +15,28 @@ from openworld_forget.core import ForgetError
 from openworld_forget.distribution import cmmd, cmmd_table, kid, kid_table
 from openworld_forget.fidelity import clip_score, fidelity_table, image_alignment, real_ceiling, text_alignment
 from openworld_forget.judges import lpips_judge
-from openworld_forget.semantic import (accuracy, class_accuracy, class_drop, class_tests, concept_table, confusion, drift_table, dropped_classes, expected_floor, flip_rate, hierarchical_bootstrap, holm,
-    mean_class_accuracy, new_confusions, over_benchmarks, paired_bootstrap, resample_weights, sign_test, wilson, worst_class_drop)
+from openworld_forget.semantic import (
+    accuracy,
+    class_accuracy,
+    class_drop,
+    class_tests,
+    concept_table,
+    confusion,
+    drift_table,
+    dropped_classes,
+    expected_floor,
+    flip_rate,
+    hierarchical_bootstrap,
+    holm,
+    mean_class_accuracy,
+    new_confusions,
+    over_benchmarks,
+    paired_bootstrap,
+    resample_weights,
+    sign_test,
+    wilson,
+    worst_class_drop,
+)
 from openworld_forget.texture import band_energy, texture_table
 from openworld_forget.uncertainty import mean_shift2
 from openworld_forget.variety import diversity, lpips_distances, lpips_table, paired_distance, variety_table, vendi
@@ -35,36 +56,108 @@ NETS = dict(clip='x', features='y')
 
 # measure -> (function, arguments that make sense)
 MEASURES = {
-    'accuracy': (lambda y, a: accuracy(y, a, 3), Y, A), 'accuracy, weights': (lambda y, a, w: accuracy(y, a, 3, w), Y, A, np.ones((2, 12))), 'class_accuracy': (lambda y, a: class_accuracy(y, a, 3), Y, A),
-    'mean_class_accuracy': (lambda y, a: mean_class_accuracy(y, a, 3), Y, A), 'class_drop': (lambda y, b, a: class_drop(y, b, a, 3), Y, B, A), 'flip_rate': (flip_rate, B, A), 'confusion': (lambda y, a: confusion(y, a, 3), Y, A),
-    'worst_class_drop': (worst_class_drop, DROPS), 'wilson': (wilson, 3, 7), 'holm': (holm, P), 'sign_test': (sign_test, [3, 1], [0, 2]), 'resample_weights': (lambda y, g: resample_weights(y, g, 5), Y, GROUPS),
-    'class_tests': (class_tests, Y, C, B, A, GROUPS), 'dropped_classes': (lambda *a: dropped_classes(*a) and 0., Y, C, B, A, GROUPS), 'new_confusions': (new_confusions, Y, C, B, A, GROUPS),
-    'paired_bootstrap': (lambda y, b, a, g: paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, A, GROUPS), 'hierarchical_bootstrap': (lambda y, b, a, g: hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, [A, B], GROUPS),
-    'over_benchmarks': (lambda s, y, b, a: paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3), [1, 2], Y, B, np.where(Y, 1 + A % 2, 0)), 'drift_table': (lambda *a: drift_table(*a, n=9), Y, C, B, A, B, GROUPS), 'concept_table': (lambda *a: concept_table(*a, n=9), Y, C, B, [A, B], [B, A], GROUPS),
-    'expected_floor': (lambda C, m, a: expected_floor(C, m, a, n=3), 3, 4, 80.),
-    'name_colors': (name_colors, r.random((4, 3))), 'name_histogram': (name_histogram, IMAGES), 'color_drift': (color_drift, IMAGES, MORE), **{f'cdi {k}': (lambda p, q, k=k: cdi(p, q, k), H, K) for k in ('tv', 'js', 'emd')}, 'transport_plan': (transport_plan, H[0], K[0]),
-    'cdi_table': (lambda b, a, f: cdi_table(b, a, f, draws=5), two(H), two(K), two(K, H)), 'asked_table': (lambda b, a, f: asked_table(b, a, f, draws=5), two(H), two(K), two(K, H)),
-    'band_energy': (band_energy, IMAGES), 'texture_table': (lambda b, a, f: texture_table(b, a, f, draws=5), two(F), two(G), two(O)), 'mean_shift2': (mean_shift2, F - G),
-    'kid': (kid, F, G), 'kid, subsets': (lambda n, s: kid(F, G, subsets=n, subset_size=s), 5, 3), 'cmmd': (cmmd, F, G), 'cmmd, sigma': (lambda s: cmmd(F, G, s), 10.), 'kid_table': (lambda b, a, f: kid_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
+    'accuracy': (lambda y, a: accuracy(y, a, 3), Y, A),
+    'accuracy, weights': (lambda y, a, w: accuracy(y, a, 3, w), Y, A, np.ones((2, 12))),
+    'class_accuracy': (lambda y, a: class_accuracy(y, a, 3), Y, A),
+    'mean_class_accuracy': (lambda y, a: mean_class_accuracy(y, a, 3), Y, A),
+    'class_drop': (lambda y, b, a: class_drop(y, b, a, 3), Y, B, A),
+    'flip_rate': (flip_rate, B, A),
+    'confusion': (lambda y, a: confusion(y, a, 3), Y, A),
+    'worst_class_drop': (worst_class_drop, DROPS),
+    'wilson': (wilson, 3, 7),
+    'holm': (holm, P),
+    'sign_test': (sign_test, [3, 1], [0, 2]),
+    'resample_weights': (lambda y, g: resample_weights(y, g, 5), Y, GROUPS),
+    'class_tests': (class_tests, Y, C, B, A, GROUPS),
+    'dropped_classes': (lambda *a: dropped_classes(*a) and 0.0, Y, C, B, A, GROUPS),
+    'new_confusions': (new_confusions, Y, C, B, A, GROUPS),
+    'paired_bootstrap': (lambda y, b, a, g: paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, A, GROUPS),
+    'hierarchical_bootstrap': (lambda y, b, a, g: hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, [A, B], GROUPS),
+    'over_benchmarks': (
+        lambda s, y, b, a: paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3),
+        [1, 2],
+        Y,
+        B,
+        np.where(Y, 1 + A % 2, 0),
+    ),
+    'drift_table': (lambda *a: drift_table(*a, n=9), Y, C, B, A, B, GROUPS),
+    'concept_table': (lambda *a: concept_table(*a, n=9), Y, C, B, [A, B], [B, A], GROUPS),
+    'expected_floor': (lambda C, m, a: expected_floor(C, m, a, n=3), 3, 4, 80.0),
+    'name_colors': (name_colors, r.random((4, 3))),
+    'name_histogram': (name_histogram, IMAGES),
+    'color_drift': (color_drift, IMAGES, MORE),
+    **{f'cdi {k}': (lambda p, q, k=k: cdi(p, q, k), H, K) for k in ('tv', 'js', 'emd')},
+    'transport_plan': (transport_plan, H[0], K[0]),
+    'cdi_table': (lambda b, a, f: cdi_table(b, a, f, draws=5), two(H), two(K), two(K, H)),
+    'asked_table': (lambda b, a, f: asked_table(b, a, f, draws=5), two(H), two(K), two(K, H)),
+    'band_energy': (band_energy, IMAGES),
+    'texture_table': (lambda b, a, f: texture_table(b, a, f, draws=5), two(F), two(G), two(O)),
+    'mean_shift2': (mean_shift2, F - G),
+    'kid': (kid, F, G),
+    'kid, subsets': (lambda n, s: kid(F, G, subsets=n, subset_size=s), 5, 3),
+    'cmmd': (cmmd, F, G),
+    'cmmd, sigma': (lambda s: cmmd(F, G, s), 10.0),
+    'kid_table': (lambda b, a, f: kid_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
     'cmmd_table': (lambda b, a, f: cmmd_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
-    'diversity': (diversity, F), 'vendi': (vendi, F), 'paired_distance': (paired_distance, F, G), 'variety_table': (lambda b, a, f: variety_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
-    'lpips_distances': (distances, IMAGES, MORE), 'lpips_table': (lambda d, f: lpips_table(d, f, network='x', draws=5), D, D),
-    'image_alignment': (image_alignment, F, G), 'real_ceiling': (real_ceiling, F), 'text_alignment': (text_alignment, F, G[0]), 'clip_score': (clip_score, np.array([.1, -.3])),
+    'diversity': (diversity, F),
+    'vendi': (vendi, F),
+    'paired_distance': (paired_distance, F, G),
+    'variety_table': (lambda b, a, f: variety_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
+    'lpips_distances': (distances, IMAGES, MORE),
+    'lpips_table': (lambda d, f: lpips_table(d, f, network='x', draws=5), D, D),
+    'image_alignment': (image_alignment, F, G),
+    'real_ceiling': (real_ceiling, F),
+    'text_alignment': (text_alignment, F, G[0]),
+    'clip_score': (clip_score, np.array([0.1, -0.3])),
     'fidelity_table': (lambda g, refs, b: fidelity_table(g, refs, b, networks=NETS, draws=5), looks(F), dict(clip=G, features=G), looks(O)),
 }
 
 def nonsense(x):
     "(name, what stands in the place of x)."
     if np.isscalar(x): yield from (('infinity', np.inf), ('minus one', -1), ('NaN', np.nan), ('half', .5)); return
-    yield from (('None', None), ('a word', 'dog'), ('an object', object()), ('an empty list', []), ('words', ['cat', 'dog']), ('ragged', [[1, 2], [3]]), ('a dictionary', {'a': 1}), ('infinity', np.inf), ('minus one', -1), ('NaN', np.nan))
+    yield from (
+        ('None', None),
+        ('a word', 'dog'),
+        ('an object', object()),
+        ('an empty list', []),
+        ('words', ['cat', 'dog']),
+        ('ragged', [[1, 2], [3]]),
+        ('a dictionary', {'a': 1}),
+        ('infinity', np.inf),
+        ('minus one', -1),
+        ('NaN', np.nan),
+    )
     if isinstance(x, dict):
-        first = next(iter(x)); yield from (('no prompts', {}), ('a prompt missing', dict(list(x.items())[1:])), ('another prompt', {**x, 'more': x[first]}))
+        first = next(iter(x))
+        yield from (('no prompts', {}), ('a prompt missing', dict(list(x.items())[1:])), ('another prompt', {**x, 'more': x[first]}))
         for name, bad in nonsense(x[first]): yield f'one entry: {name}', {**x, first: bad}
     elif isinstance(x, torch.Tensor | np.ndarray | list) and len(x) and not isinstance(x[0], str):
         a = x if isinstance(x, torch.Tensor) else np.asarray(x); real = a.float() if isinstance(a, torch.Tensor) else a.astype(float)
-        yield from (('nothing', a[:0]), ('one', a[:1]), ('one more dimension', a[None]), ('one less', a[0]), ('twice as many', torch.cat([a, a]) if isinstance(a, torch.Tensor) else np.concatenate([a, a])), ('NaNs', real*np.nan), ('all zero', a*0), ('huge', real*1e30), ('negative', real - 1e3), ('text', np.asarray(a).astype(str)))
+        yield from (
+            ('nothing', a[:0]),
+            ('one', a[:1]),
+            ('one more dimension', a[None]),
+            ('one less', a[0]),
+            ('twice as many', torch.cat([a, a]) if isinstance(a, torch.Tensor) else np.concatenate([a, a])),
+            ('NaNs', real * np.nan),
+            ('all zero', a * 0),
+            ('huge', real * 1e30),
+            ('negative', real - 1e3),
+            ('text', np.asarray(a).astype(str)),
+        )
         if a.ndim > 1: yield from (('last dimension cut', a[..., :-1]), ('last dimension empty', a[..., :0]), ('transposed', a.swapaxes(0, 1)))
-        if a.ndim > 3: yield from (('channels last', a.permute(0, 2, 3, 1)), ('grey', a[:, :1]), ('alpha', torch.cat([a, a[:, :1]], 1)), ('int64', a.long()), ('tiny', a[..., :4, :4])) if isinstance(a, torch.Tensor) else ()
+        if a.ndim > 3:
+            yield from (
+                (
+                    ('channels last', a.permute(0, 2, 3, 1)),
+                    ('grey', a[:, :1]),
+                    ('alpha', torch.cat([a, a[:, :1]], 1)),
+                    ('int64', a.long()),
+                    ('tiny', a[..., :4, :4]),
+                )
+                if isinstance(a, torch.Tensor)
+                else ()
+            )
 
 # No images of a class; no pair of references; no spread in fewer than three images.
 MEANT = {('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'), ('real_ceiling', 'one')}

@@ -6,7 +6,21 @@ import pytest
 
 from conftest import ROOT
 
-SKIP = {'.git', '.venv', 'node_modules', 'outputs', '_docs', '_proc', '__pycache__', '.ipynb_checkpoints', '.pytest_cache', '.ruff_cache', '.hypothesis', 'runinfo', '.cache'}
+SKIP = {
+    '.git',
+    '.venv',
+    'node_modules',
+    'outputs',
+    '_docs',
+    '_proc',
+    '__pycache__',
+    '.ipynb_checkpoints',
+    '.pytest_cache',
+    '.ruff_cache',
+    '.hypothesis',
+    'runinfo',
+    '.cache',
+}
 BINARY = {'.png', '.jpg', '.pdf', '.safetensors', '.parquet', '.npy', '.ico', '.woff2'}
 
 def files(*suffixes, under='.'):
@@ -40,7 +54,12 @@ def python(code, cwd, **env):
 def test_exported_and_clean(copy):
     "`nbdev_export` and `nbdev_clean` on a copy give what is checked in: same files, same bytes."
     python('from nbdev.doclinks import nbdev_export as e; from nbdev.clean import nbdev_clean as c; e.__wrapped__(); c.__wrapped__()', copy)
-    def tree(root, under, suffix): return {p.relative_to(root).as_posix(): p.read_text(encoding='utf-8') for p in (root/under).rglob(f'*{suffix}') if not SKIP & set(p.parts[len(root.parts):])}
+    def tree(root, under, suffix):
+        return {
+            p.relative_to(root).as_posix(): p.read_text(encoding='utf-8')
+            for p in (root / under).rglob(f'*{suffix}')
+            if not SKIP & set(p.parts[len(root.parts) :])
+        }
     for under, suffix in (('openworld_forget', '.py'), ('nbs', '.ipynb'), ('.', 'pyproject.toml')):
         have, want = tree(ROOT, under, suffix), tree(copy, under, suffix)
         wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
@@ -50,29 +69,49 @@ def test_exported_and_clean(copy):
 def test_readme_is_current(copy):
     "README.md is what nbs/index.ipynb gives."
     shutil.copytree(ROOT/'openworld_forget', copy/'openworld_forget', ignore=shutil.ignore_patterns('__pycache__'))
-    python(f'import sys; sys.path.insert(0, {str(ROOT/"tools")!r}); import build_docs; build_docs.main(["--readme-only"])', copy, PYTHONPATH=str(copy))
-    assert (copy/'README.md').read_text(encoding='utf-8') == (ROOT/'README.md').read_text(encoding='utf-8'), 'README.md is not up to date. Run `make readme`.'
-    for p in (copy/'index_files').glob('*'): assert (ROOT/'index_files'/p.name).read_bytes() == p.read_bytes(), f'index_files/{p.name} is not up to date. Run `make readme`.'
+    python(
+        f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import build_docs; build_docs.main(["--readme-only"])',
+        copy,
+        PYTHONPATH=str(copy),
+    )
+    assert (copy / 'README.md').read_text(encoding='utf-8') == (ROOT / 'README.md').read_text(encoding='utf-8'), (
+        'README.md is not up to date. Run `make readme`.'
+    )
+    for p in (copy/'index_files').glob('*'):
+        assert (ROOT/'index_files'/p.name).read_bytes() == p.read_bytes(), f'index_files/{p.name} is not up to date. Run `make readme`.'
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
 def test_notebook_form(name):
     "Title and one-line quote first; imports in cells of their own; a report template has one parameters cell."
     cells = notebook(NOTEBOOKS[name])['cells']; code = [c for c in cells if c['cell_type'] == 'code']
     form = re.fullmatch(r'# \S.*\n\n> \S.*', source(cells[0]).strip())
-    assert cells[0]['cell_type'] == 'markdown' and form, 'the first cell is `# Title`, an empty line, `> one line`, and no more: nbdev turns it into front matter and drops the rest'
+    assert cells[0]['cell_type'] == 'markdown' and form, (
+        'the first cell is `# Title`, an empty line, `> one line`, and no more: nbdev turns it into front matter and drops the rest'
+    )
     for c in code:      # building the docs executes every cell with an import
         if re.search(r'^#\|\s*(export|exporti|exports|eval: false)\b', source(c), re.M) or source(c).startswith('%%'): continue
         kinds = {isinstance(s, ast.Import | ast.ImportFrom) for s in ast.parse(re.sub(r'^[%!].*', '', source(c), flags=re.M)).body}
         assert len(kinds) < 2, f'imports belong in a cell of their own:\n{source(c)[:200]}'
     assert not [c for c in code if any(o['output_type'] == 'error' for o in c['outputs'])], 'a stored output is an error'
-    if '/reports/' in name: assert sum('parameters' in c['metadata'].get('tags', []) for c in code) == 1, 'a template has exactly one cell tagged `parameters`'
+    if '/reports/' in name:
+        assert sum('parameters' in c['metadata'].get('tags', []) for c in code) == 1, 'a template has exactly one cell tagged `parameters`'
 
 def test_ruff():
-    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    r = subprocess.run(
+        [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True
+    )
     assert r.returncode == 0, r.stdout + r.stderr
 
 # ---------------------------------------------------------------- nothing of one machine
-REGISTRIES = ['pypi' + '.org', 'pythonhosted' + '.org', 'registry.npmjs' + '.org', 'registry.yarnpkg' + '.com', 'deb.debian' + '.org', 'download.pytorch' + '.org', 'conda' + '.anaconda.org']
+REGISTRIES = [
+    'pypi' + '.org',
+    'pythonhosted' + '.org',
+    'registry.npmjs' + '.org',
+    'registry.yarnpkg' + '.com',
+    'deb.debian' + '.org',
+    'download.pytorch' + '.org',
+    'conda' + '.anaconda.org',
+]
 FOLDERS = ['/' + f + '/' for f in ('home/[a-z]', 'root', 'work', 'Users/[A-Za-z]', 'mnt', 'opt')]
 
 def test_no_machine_in_files():
@@ -95,7 +134,11 @@ def test_locks():
     assert {k: full.get(k) for k in top} == top, 'requirements.txt was not made from requirements.in. Run `make lock`.'
     assert not [line for line in (ROOT/'requirements.txt').read_text().splitlines() if line.strip() and not re.match(r'#|[\w.-]+==[\w.]+$', line)]
     from nbdev.config import get_config
-    assert not [r for r in (get_config().requirements + ' ' + get_config().dev_requirements).split() if re.split('[=<>]', r)[0].replace('_', '-').lower() not in full]
+    assert not [
+        r
+        for r in (get_config().requirements + ' ' + get_config().dev_requirements).split()
+        if re.split('[=<>]', r)[0].replace('_', '-').lower() not in full
+    ]
 
 # ---------------------------------------------------------------- nothing random by accident, nothing that can run code from a file
 DRAWS = {'rand', 'randn', 'randint', 'randperm', 'normal', 'bernoulli', 'multinomial', 'poisson'}          # torch.f(..., generator=g)
@@ -115,13 +158,18 @@ class Problems(ast.NodeVisitor):
     def visit_Call(self, node):
         name = ast.unparse(node.func); head, _, last = name.rpartition('.'); kw = {k.arg: ast.unparse(k.value) for k in node.keywords}
         if not self.forked:
-            if head == 'torch' and (last in LIKE or (last in DRAWS and kw.get('generator', 'None') == 'None')): self.say(node, f'{name} without a generator')
+            if head == 'torch' and (last in LIKE or (last in DRAWS and kw.get('generator', 'None') == 'None')):
+                self.say(node, f'{name} without a generator')
             if head and last in INPLACE and kw.get('generator', 'None') == 'None': self.say(node, f'.{last} without a generator')
-            if last == 'sample' and head.endswith('latent_dist') and not node.args and 'generator' not in kw: self.say(node, f'{name} without a generator')
-            if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or (last == 'default_rng' and not node.args)): self.say(node, f'{name} is global or unseeded')
-            if head == 'random' or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'): self.say(node, f'{name} touches the global state')
+            if last == 'sample' and head.endswith('latent_dist') and not node.args and 'generator' not in kw:
+                self.say(node, f'{name} without a generator')
+            if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or (last == 'default_rng' and not node.args)):
+                self.say(node, f'{name} is global or unseeded')
+            if head == 'random' or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'):
+                self.say(node, f'{name} touches the global state')
         if name == 'torch.load' and kw.get('weights_only') != 'True': self.say(node, 'torch.load without weights_only=True')
-        if (head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads')) or kw.get('allow_pickle') == 'True': self.say(node, f'{name} can run code from a file')
+        if (head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads')) or kw.get('allow_pickle') == 'True':
+            self.say(node, f'{name} can run code from a file')
         if last == 'from_pretrained' and kw.get('use_safetensors') == 'False': self.say(node, f'{name} falls back to pickles')
         self.generic_visit(node)
 
@@ -132,8 +180,10 @@ def problems(text):
 def test_no_global_random_state_no_pickles(name):
     assert not (found := problems(MODULES[name].read_text(encoding='utf-8'))), '\n'.join(found)
 
-@pytest.mark.parametrize('bad', ['torch.randn(3)', 'torch.randn_like(x)', 'x.normal_()', 'torch.randint(0, 9, (2,), generator=None)', 'np.random.randn(3)', 'np.random.default_rng()', 'random.random()',
-                                 'torch.manual_seed(0)', 'vae.encode(x).latent_dist.sample()', 'torch.load(f)', 'pickle.load(f)', 'np.load(f, allow_pickle=True)', 'Net.from_pretrained(d, use_safetensors=False)'])
+@pytest.mark.parametrize('bad', ['torch.randn(3)', 'torch.randn_like(x)', 'x.normal_()', 'torch.randint(0, 9, (2,), '
+    'generator=None)', 'np.random.randn(3)', 'np.random.default_rng()', 'random.random()',
+                                 'torch.manual_seed(0)', 'vae.encode(x).latent_dist.sample()', 'torch.load(f)', 'pickle.load(f)', 'np.load(f, '
+                                     'allow_pickle=True)', 'Net.from_pretrained(d, use_safetensors=False)'])
 def test_the_check_finds(bad):
     assert len(problems(bad)) == 1
 

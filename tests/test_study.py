@@ -18,21 +18,31 @@ def test_the_road(tmp_path):
     "One smoke study: complete; reused by a second run; a step that lost its manifest is redone, through Parsl, with the same bits."
     smoke = tmp_path; r = study('studies/smoke.yaml', '--serial', out=smoke); assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
     home = smoke/'smoke'; t = tables(smoke)
-    assert set(t) == {'smoke/base/base.parquet', *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity'))}
-    head = pd.read_csv(home/'tables/headline.csv'); assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
+    assert set(t) == {
+        'smoke/base/base.parquet',
+        *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity')),
+    }
+    head = pd.read_csv(home/'tables/headline.csv')
+    assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
     assert (home/'headline.txt').read_text().splitlines()[0].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
     every = pd.concat(t.values()); assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
-    drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()      # every drift has its floor beside it
+    # every drift has its floor beside it
+    drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
     assert (home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (home/'correction.html').read_text()
-    choice = pd.read_csv(home/'tables/correction.csv').set_index('method'); assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
+    choice = pd.read_csv(home/'tables/correction.csv').set_index('method')
+    assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
     before = {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
     r = study('studies/smoke.yaml', out=smoke); assert r.returncode == 0 and '11 done already, 0 to run' in r.stdout, r.stdout + r.stderr
     assert before == {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
-    (smoke/'smoke/cat-noto/db/seed-0/fidelity.json').unlink(); (half := smoke/'smoke/cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut'); old = tables(smoke)
-    r = study('studies/smoke.yaml', '--workers', 1, out=smoke); assert r.returncode == 0 and '1 to run' in r.stdout, r.stdout + r.stderr      # through Parsl this time
+    (smoke/'smoke/cat-noto/db/seed-0/fidelity.json').unlink()
+    (half := smoke/'smoke/cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
+    old = tables(smoke)
+    # through Parsl this time
+    r = study('studies/smoke.yaml', '--workers', 1, out=smoke); assert r.returncode == 0 and '1 to run' in r.stdout, r.stdout + r.stderr
     assert not half.exists()
-    for k, v in tables(smoke).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)                                            # the same bits
+    # the same bits
+    for k, v in tables(smoke).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)
 
 def test_a_checkpoint_from_elsewhere(tmp_path):
     "A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report."
@@ -42,42 +52,114 @@ def test_a_checkpoint_from_elsewhere(tmp_path):
     from openworld_forget.worlds import load_world
     w, a, g = load_world('mini', 'cpu'), Adaptation(kind='lora'), generator(0, 'elsewhere'); _, params = adapt(w, a, 'sks')
     with torch.no_grad(): [p.copy_(.3*torch.randn(p.shape, generator=g)) for p in params.values()]
-    save_adapted(tmp_path/'pytorch_lora_weights.safetensors', w, params, a, 'sks'); (tmp_path/'s.yaml').write_text(f'name: audit\nbudget: smoke\ncheckpoints: {{mine: {tmp_path}/pytorch_lora_weights.safetensors}}')
+    save_adapted(tmp_path/'pytorch_lora_weights.safetensors', w, params, a, 'sks')
+    (tmp_path/'s.yaml').write_text(f'name: audit\nbudget: smoke\ncheckpoints: {{mine: {tmp_path}/pytorch_lora_weights.safetensors}}')
     r = study(tmp_path/'s.yaml', out=tmp_path); assert r.returncode == 0 and '4 to run' in r.stdout, r.stdout[-3000:] + r.stderr[-3000:]
-    head = pd.read_csv(tmp_path/'audit/tables/headline.csv').set_index('measure'); assert set(head.method) == {'mine'} and head.value['colour drift, mean'] > head.floor['colour drift, mean'] and 'pictures-checkpoints.png' in os.listdir(tmp_path/'audit/figures')
+    head = pd.read_csv(tmp_path/'audit/tables/headline.csv').set_index('measure')
+    assert (
+        set(head.method) == {'mine'}
+        and head.value['colour drift, mean'] > head.floor['colour drift, mean']
+        and 'pictures-checkpoints.png' in os.listdir(tmp_path / 'audit/figures')
+    )
 
 def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
-    r = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/reports/speed.ipynb', str(tmp_path/'speed.ipynb'), '-k', 'python3', '--cwd', str(ROOT), '-p', 'steps', '1', '-p', 'rounds', '1', '-r', 'out', str(tmp_path), '--no-progress-bar'], cwd=ROOT, capture_output=True, text=True, timeout=900); assert r.returncode == 0, r.stderr[-3000:]
-    t = pd.read_csv(tmp_path/'speed.csv').set_index('method'); assert set(t.index) == {'db', 'lora', 'cd'} and (t.filter(like='(ms)') > 0).all(axis=None) and (t['peak memory, correction / prior'].between(.8, 3)).all() and (tmp_path/'figures/speed.png').exists()
+    r = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            'nbs/reports/speed.ipynb',
+            str(tmp_path / 'speed.ipynb'),
+            '-k',
+            'python3',
+            '--cwd',
+            str(ROOT),
+            '-p',
+            'steps',
+            '1',
+            '-p',
+            'rounds',
+            '1',
+            '-r',
+            'out',
+            str(tmp_path),
+            '--no-progress-bar',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert r.returncode == 0, r.stderr[-3000:]
+    t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
+    assert (
+        set(t.index) == {'db', 'lora', 'cd'}
+        and (t.filter(like='(ms)') > 0).all(axis=None)
+        and (t['peak memory, correction / prior'].between(0.8, 3)).all()
+        and (tmp_path / 'figures/speed.png').exists()
+    )
 
 def test_a_base_of_ones_own(tmp_path, monkeypatch):
-    "The whole road on a world in Stable Diffusion 1.5's layout (77 tokens, VAE factor 8, 4 channels), random and tiny, with its own judges (a CLIP, a DINO) and pictures, named in the study file."
+    """The whole road on a world in Stable Diffusion 1.5's layout (77 tokens, VAE factor 8, 4 channels), random and tiny, with its own judges
+    (a CLIP, a DINO) and pictures, named in the study file."""
     import torch
     from PIL import Image
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
     from openworld_forget.worlds import save_world, tiny_world
-    w = tiny_world(); save_world(w, tmp_path/'sd'); small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2); look = dict(small, image_size=32, patch_size=8)
+    w = tiny_world()
+    save_world(w, tmp_path/'sd')
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    look = dict(small, image_size=32, patch_size=8)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0); clip = CLIPModel(CLIPConfig(text_config=dict(small, vocab_size=len(w.tokenizer), max_position_embeddings=77, eos_token_id=w.tokenizer.eos_token_id, pad_token_id=w.tokenizer.pad_token_id), vision_config=look, projection_dim=16)); dino = ViTModel(ViTConfig(**look), add_pooling_layer=False)
+        torch.manual_seed(0)
+        clip = CLIPModel(
+            CLIPConfig(
+                text_config=dict(
+                    small,
+                    vocab_size=len(w.tokenizer),
+                    max_position_embeddings=77,
+                    eos_token_id=w.tokenizer.eos_token_id,
+                    pad_token_id=w.tokenizer.pad_token_id,
+                ),
+                vision_config=look,
+                projection_dim=16,
+            )
+        )
+        dino = ViTModel(ViTConfig(**look), add_pooling_layer=False)
     clip.save_pretrained(tmp_path/'clip'); w.tokenizer.save_pretrained(tmp_path/'clip'); dino.save_pretrained(tmp_path/'dino')
     for k, f in enumerate(['subjects/mug', *(f'benchmarks/{b}/{c}' for b in ('kitchen', 'garden') for c in ('pot', 'pan', 'rake'))]):
         (f := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20*k + 20*i).save(f/f'{i}.png') for i in range(3)]
     (tmp_path/'data/subjects/mug/class.txt').write_text('mug')
-    (tmp_path/'s.yaml').write_text(f'name: own\nconcepts: [mug]\nmethods: [lora-dc]\nbudget: smoke\nworld: {{name: tiny, source: {tmp_path}/sd, clip: {tmp_path}/clip, clip_revision: null, features: {tmp_path}/dino, token: x}}')
-    r = study(tmp_path/'s.yaml', '--serial', out=tmp_path/'out', OWF_DATA=str(tmp_path/'data')); assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
-    head = pd.read_csv(tmp_path/'out/own/tables/headline.csv').set_index(['measure', 'method']); assert {'accuracy drop, test (points)', 'colour drift, mean', 'KID', 'gain over the base', 'text alignment (CLIP-T)'} <= set(head.index.get_level_values(0)) and head.loc[('KID', 'lora-dc'), 'network'].startswith('dino')
+    (tmp_path / 's.yaml').write_text(
+        f'name: own\nconcepts: [mug]\nmethods: [lora-dc]\nbudget: smoke\nworld: {{name: tiny, source: {tmp_path}/sd, clip: {tmp_path}/clip, '
+        f'clip_revision: null, features: {tmp_path}/dino, token: x}}'
+    )
+    r = study(tmp_path/'s.yaml', '--serial', out=tmp_path/'out', OWF_DATA=str(tmp_path/'data'))
+    assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    head = pd.read_csv(tmp_path/'out/own/tables/headline.csv').set_index(['measure', 'method'])
+    assert {'accuracy drop, test (points)', 'colour drift, mean', 'KID', 'gain over the base', 'text alignment (CLIP-T)'} <= set(
+        head.index.get_level_values(0)
+    ) and head.loc[('KID', 'lora-dc'), 'network'].startswith('dino')
 
 def of_study(out):
     "Processes that carry this run's output folder in their environment."
     for p in psutil.process_iter():
         try:
-            if p.pid != os.getpid() and p.environ().get('OWF_OUTPUTS') == str(out) and p.status() != psutil.STATUS_ZOMBIE: yield p, ' '.join(p.cmdline())
+            if p.pid != os.getpid() and p.environ().get('OWF_OUTPUTS') == str(out) and p.status() != psutil.STATUS_ZOMBIE:
+                yield p, ' '.join(p.cmdline())
         except psutil.Error: pass
 
 def test_nothing_outlives_a_killed_study(tmp_path):
     "SIGKILL to the command: its workers and kernels end by themselves; meanwhile a second command on the folder is refused."
-    start = lambda: subprocess.Popen([sys.executable, '-m', 'openworld_forget.study', 'studies/smoke.yaml'], cwd=ROOT, env={**os.environ, 'OWF_OUTPUTS': str(tmp_path)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    start = lambda: subprocess.Popen(
+        [sys.executable, '-m', 'openworld_forget.study', 'studies/smoke.yaml'],
+        cwd=ROOT,
+        env={**os.environ, 'OWF_OUTPUTS': str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     p = start(); end = time.time() + 180
     while time.time() < end and not any('ipykernel' in c for _, c in of_study(tmp_path)): time.sleep(.2)
     r = study('studies/smoke.yaml', out=tmp_path); assert r.returncode == 2 and 'Another command is running' in r.stderr, r.stdout + r.stderr
@@ -85,7 +167,11 @@ def test_nothing_outlives_a_killed_study(tmp_path):
     while time.time() < end and list(of_study(tmp_path)): time.sleep(.5)
     assert not (left := list(of_study(tmp_path))), left
 
-@pytest.mark.parametrize('text, says', [('name: x\nconcepts: [cat-notto]', 'cat-noto'), ('name: x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'), ('name: x\nconcepts: [cat-noto]\nmethod_overrides: {lamda: 2}', 'lamda'), ('name: x\nconcepts: [cat-noto]\nworld: mimi', 'mini'), ('- a', 'mapping'), ('name: [', 'YAML')])
+@pytest.mark.parametrize('text, says', [('name: x\nconcepts: '
+                                         '[cat-notto]', 'cat-noto'), ('name: '
+                                             'x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'), ('name: x\nconcepts: '
+                                                 '[cat-noto]\nmethod_overrides: {lamda: 2}', 'lamda'), ('name: '
+                                                     'x\nconcepts: [cat-noto]\nworld: mimi', 'mini'), ('- a', 'mapping'), ('name: [', 'YAML')])
 def test_wrong_study_files(tmp_path, monkeypatch, capsys, text, says):
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path)); (tmp_path/'s.yaml').write_text(text)
     assert main([str(tmp_path/'s.yaml')]) == 2 and says in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path/'s.yaml']
@@ -100,7 +186,9 @@ def test_damaged_weights(tmp_path, damage):
     r = study('studies/smoke.yaml', out=tmp_path/'out', OWF_HOME=str(home))
     assert r.returncode == 2 and 'unet' in r.stderr and 'git checkout weights' in r.stderr and 'Traceback' not in r.stderr, r.stderr[-2000:]
 
-@pytest.mark.parametrize('damage, says', [('none', 'holds no images'), ('empty', '0 bytes'), ('truncated', 'not a complete image'), ('huge', 'million are read'), ('text', 'not a complete image'), ('no class', 'class.txt')])
+@pytest.mark.parametrize('damage, says', [('none', 'holds no images'), ('empty', '0 bytes'),
+                                          ('truncated', 'not a complete image'), ('huge', 'million are read'), ('text', 'not a complete image'),
+                                          ('no class', 'class.txt')])
 def test_damaged_pictures(tmp_path, monkeypatch, capsys, damage, says):
     "A user's own subject with a bad picture is refused before anything runs, and names the file."
     from PIL import Image
@@ -111,5 +199,7 @@ def test_damaged_pictures(tmp_path, monkeypatch, capsys, damage, says):
     elif damage == 'huge': Image.new('1', (9000, 9000)).save(bad)
     elif damage == 'no class': (f/'class.txt').unlink()
     else: bad.write_bytes(dict(empty=b'', truncated=whole[:len(whole)//2], text=b'hello')[damage])
-    monkeypatch.setenv('OWF_DATA', str(tmp_path/'data')); monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'out')); (tmp_path/'s.yaml').write_text('name: mine\nconcepts: [my-mug]\nbudget: smoke')
+    monkeypatch.setenv('OWF_DATA', str(tmp_path/'data'))
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'out'))
+    (tmp_path/'s.yaml').write_text('name: mine\nconcepts: [my-mug]\nbudget: smoke')
     assert main([str(tmp_path/'s.yaml')]) == 2 and says in (e := capsys.readouterr().err) and 'my-mug' in e and not (tmp_path/'out/mine').exists()

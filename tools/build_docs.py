@@ -110,7 +110,11 @@ def execute(nbs, home):
     for i, p in enumerate(files, 1):
         print(f'{i:2}/{len(files)} running {p.relative_to(nbs)}', flush=True)
         seen = NBProcessor(p, process=True).nb; nb = read_nb(p)
-        skip = {c.idx_ for c in seen.cells if c.cell_type == 'code' and (flags & c.directives_.keys() or c.directives_.get('eval:', [''])[0].lower() == 'false')}
+        skip = {
+            c.idx_
+            for c in seen.cells
+            if c.cell_type == 'code' and (flags & c.directives_.keys() or c.directives_.get('eval:', [''])[0].lower() == 'false')
+        }
         shell = CaptureShell(p)
         try: os.chdir(p.parent); shell.run_all(nb, exc_stop=True, preproc=lambda c, skip=skip: c.idx_ in skip)
         except Exception: sys.exit(f'{p.name} failed, so the site was not built.\n{shell.prettytb(fname=p.name)}')

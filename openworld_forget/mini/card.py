@@ -29,14 +29,23 @@ def measure_accuracy(world: World, split: str, per_class=10, stages=(4, 20), see
     out, st = {}, Stages(steps=stages, keep=(6, 1))
     for name in benchmarks():
         b = benchmark(name, split, world.resolution, per_class, seed)
-        hits = (classify(world, world.encode(b.images.float()/255), b.prompts, st.plan(seed), st, desc=f'{name} {split}').predictions == b.labels).sum().item()
+        hits = (
+            (
+                classify(world, world.encode(b.images.float() / 255), b.prompts, st.plan(seed), st, desc=f'{name} {split}').predictions
+                == b.labels
+            )
+            .sum()
+            .item()
+        )
         out[name] = dict(zip(('value', 'low', 'high'), wilson(hits, len(b)))) | dict(n=len(b), classes=len(b.classes))
     return out
 
 def measure_prompts(world: World, judge, things=20, seed=0) -> dict:
     "Does a generated image show the background that its prompt names (judged among eleven), and its concept (top three of its benchmark)?"
     g = rng(seed, 'card'); names = list(concepts()); picks = [names[i] for i in g.permutation(len(names))[:things]]
-    asked = [(c, col) for c in picks for col in COLORS]; im = generate(world, [caption(c, color=col) for c, col in asked], list(range(len(asked))), desc='colours'); u = judge.embed(im)
+    asked = [(c, col) for c in picks for col in COLORS]
+    im = generate(world, [caption(c, color=col) for c, col in asked], list(range(len(asked))), desc='colours')
+    u = judge.embed(im)
     text = {c: judge.embed_text([caption(c, color=k) for k in COLORS]) for c in picks}
     hit = sum(int((u[i]@text[c].T).argmax()) == list(COLORS).index(col) for i, (c, col) in enumerate(asked))
     flat = [(b, c) for b, cs in BENCHMARKS.items() for c in cs]; flat = [flat[i] for i in np.resize(g.permutation(len(flat)), 200)]
@@ -44,7 +53,11 @@ def measure_prompts(world: World, judge, things=20, seed=0) -> dict:
     text = {b: judge.embed_text([caption(c) for c in cs]) for b, cs in BENCHMARKS.items()}
     top = [(v[i]@text[b].T).topk(3).indices.tolist() for i, (b, c) in enumerate(flat)]
     rank = lambda k: sum(BENCHMARKS[b].index(c) in t[:k] for (b, c), t in zip(flat, top))
-    return dict(color=(*wilson(hit, len(asked)), len(asked)), concept3=(*wilson(rank(3), len(flat)), len(flat)), concept1=(*wilson(rank(1), len(flat)), len(flat)))
+    return dict(
+        color=(*wilson(hit, len(asked)), len(asked)),
+        concept3=(*wilson(rank(3), len(flat)), len(flat)),
+        concept1=(*wilson(rank(1), len(flat)), len(flat)),
+    )
 
 CONTACT = ['cat face', 'penguin', 'butterfly', 'hamburger', 'banana', 'rose', 'automobile', 'rocket', 'umbrella', 'guitar', 'house', 'soccer ball']
 def contact_sheet(world: World, styles=('noto', 'flat', 'outline', 'glossy')) -> torch.Tensor:

@@ -19,7 +19,9 @@ from .images import splits as image_splits
 RENDER = 64
 def splits() -> list[str]: "`known`: training drawings in unseen placements; `heldout`: designs that training never saw."; return ['known', 'heldout']
 def benchmarks() -> list[str]: "The seven benchmarks."; return list(BENCHMARKS)
-def subjects() -> list[str]: "The ten customization subjects, and yours: folders in `$OWF_DATA/subjects` (`data/subjects`)."; return [*SUBJECTS, *(n for n in (own_subjects() if (data_root()/"subjects").is_dir() else []) if n not in SUBJECTS)]
+def subjects() -> list[str]:
+    "The ten customization subjects, and yours: folders in `$OWF_DATA/subjects` (`data/subjects`)."
+    return [*SUBJECTS, *(n for n in (own_subjects() if (data_root()/"subjects").is_dir() else []) if n not in SUBJECTS)]
 
 def _check(size):
     if size != RENDER: raise ForgetError(f'The mini world draws at {RENDER} pixels, not {size}.')
@@ -60,4 +62,11 @@ def eval_templates() -> list[str]:
 def generic_captions(n: int, seed: int=0) -> list[str]:
     "Captions of the world's concepts, with style and background as in training, for drift correction on generic images."
     g, names, st, co = rng(seed, 'generic'), list(concepts()), list(STYLES.values()), list(COLORS)
-    return [caption(names[g.integers(len(names))], st[g.integers(len(st))] if g.random() < .4 else None, co[g.integers(len(co))] if g.random() < .45 else None) for _ in range(n)]
+    return [
+        caption(
+            names[g.integers(len(names))],
+            st[g.integers(len(st))] if g.random() < 0.4 else None,
+            co[g.integers(len(co))] if g.random() < 0.45 else None,
+        )
+        for _ in range(n)
+    ]

@@ -23,8 +23,18 @@ def new_unet(channels=(64, 128), latent=16, width=128, seed=0) -> UNet2DConditio
     n = len(channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'unet init'))
-        return UNet2DConditionModel(8, latent, latent, down_block_types=('CrossAttnDownBlock2D',)*n, up_block_types=('CrossAttnUpBlock2D',)*n, block_out_channels=channels, layers_per_block=1,
-                                    cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8).to(memory_format=torch.channels_last)
+        return UNet2DConditionModel(
+            8,
+            latent,
+            latent,
+            down_block_types=('CrossAttnDownBlock2D',) * n,
+            up_block_types=('CrossAttnUpBlock2D',) * n,
+            block_out_channels=channels,
+            layers_per_block=1,
+            cross_attention_dim=width,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/mini/04_denoiser.ipynb #c007
 def draw_caption(concept: torch.Tensor, style: torch.Tensor, color: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -47,8 +57,17 @@ def train_denoiser(
     until=None, seed=0, every=100, device='cpu', augment=AUGMENT, channels=(64, 128),
 ):                              # UNet, text encoder (both with averaged weights, on the CPU), log
     "Train, or go on training, denoiser and text encoder on new compositions at every step. Random numbers are drawn on `device`."
-    unet, text, table = new_unet(channels, LATENT, seed=seed).to(device), new_text_encoder(len(new_tokenizer()), seed=seed).to(device), caption_table().to(device)
-    bar, pictures, pc, n = sd_schedule().alphas_cumprod.to(device), composer(items, device, **augment), {k: v.to(device) for k, v in pc.items()}, recipe.batch
+    unet, text, table = (
+        new_unet(channels, LATENT, seed=seed).to(device),
+        new_text_encoder(len(new_tokenizer()), seed=seed).to(device),
+        caption_table().to(device),
+    )
+    bar, pictures, pc, n = (
+        sd_schedule().alphas_cumprod.to(device),
+        composer(items, device, **augment),
+        {k: v.to(device) for k, v in pc.items()},
+        recipe.batch,
+    )
     def loss(step):
         g = generator(seed, 'denoiser', step, device=device); x, *facts = pictures(n, g)
         z = latents_of(2*x - 1, pc); t = torch.randint(len(bar), (n,), generator=g, device=device); a = bar[t]; k = a.view(-1, 1, 1, 1)
@@ -56,7 +75,16 @@ def train_denoiser(
         out = unet((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
         return {'noise': (min_snr(a)*(out.float() - e).pow(2).mean((1, 2, 3))).mean()}
     params = {f'unet.{k}': p for k, p in unet.named_parameters()} | {f'text.{k}': p for k, p in text.named_parameters()}
-    log, ema = fit(params, loss, recipe, path, every=every, key=content_key('denoiser', items, pc, augment, channels, seed), desc='denoiser', until=until)
+    log, ema = fit(
+        params,
+        loss,
+        recipe,
+        path,
+        every=every,
+        key=content_key('denoiser', items, pc, augment, channels, seed),
+        desc='denoiser',
+        until=until,
+    )
     if ema:
         with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
     return unet.cpu().eval().requires_grad_(False), text.cpu().eval().requires_grad_(False), log
@@ -66,7 +94,15 @@ DENOISER_RECIPE = Recipe(steps=3456, lr=2e-3, batch=1024, warmup=345, flat=.3, w
 
 def main(until=None, device=None):
     "Train the released denoiser; write the world's folder `weights/mini` in fp16."
-    unet, text, log = train_denoiser(splits()['train'], transform(), DENOISER_RECIPE, outputs()/'cache/mini/denoiser.ckpt.safetensors', until, every=1000, device=device or default_device())
+    unet, text, log = train_denoiser(
+        splits()['train'],
+        transform(),
+        DENOISER_RECIPE,
+        outputs() / 'cache/mini/denoiser.ckpt.safetensors',
+        until,
+        every=1000,
+        device=device or default_device(),
+    )
     vae = AutoencoderKL.from_pretrained(outputs()/'cache/mini/vae').eval().requires_grad_(False)
     w = World(spec_of('mini'), new_tokenizer(), text, vae, unet, sd_schedule()); folder = root()/'weights/mini'
     shutil.rmtree(folder, ignore_errors=True); save_world(w.but(text_encoder=text.half(), vae=vae.half(), unet=unet.half()), folder)

@@ -18,9 +18,21 @@ from tqdm.auto import tqdm
 from ..core import ForgetError, atomic, choose, content_key, generator, outputs, rng, root
 
 # %% ../../nbs/mini/00_images.ipynb #c006
-STYLES = {'noto': 'noto', 'noto-v1': 'blob', 'twemoji': 'flat', 'openmoji': 'outline', 'fluent': 'gradient', 'fluent-flat': 'matte', 'webp-fluent3d': 'glossy',
-          'emojione': 'classic', 'emojione-v1': 'vintage', 'fxemoji': 'chunky', 'streamline': 'doodle'}       # rendering -> style word
-PACKAGES = {'fluent': 'fluent-emoji', 'fluent-flat': 'fluent-emoji-flat', 'streamline': 'streamline-emojis'}   # where it differs from the rendering's name
+STYLES = {
+    'noto': 'noto',
+    'noto-v1': 'blob',
+    'twemoji': 'flat',
+    'openmoji': 'outline',
+    'fluent': 'gradient',
+    'fluent-flat': 'matte',
+    'webp-fluent3d': 'glossy',
+    'emojione': 'classic',
+    'emojione-v1': 'vintage',
+    'fxemoji': 'chunky',
+    'streamline': 'doodle',
+}  # rendering -> style word
+# where it differs from the rendering's name
+PACKAGES = {'fluent': 'fluent-emoji', 'fluent-flat': 'fluent-emoji-flat', 'streamline': 'streamline-emojis'}
 def design(rendering: str) -> str:
     "The design a rendering belongs to."
     return 'fluent' if 'fluent' in rendering else rendering
@@ -28,26 +40,127 @@ def design(rendering: str) -> str:
 # %% ../../nbs/mini/00_images.ipynb #c008
 BENCHMARKS = {
     'animals': 'dog face|horse face|cow face|pig face|elephant|rabbit face|panda|penguin|owl|turtle|snake|fish|butterfly|octopus|lady beetle|bat',
-    'food': 'hamburger|pizza|hot dog|taco|french fries|bread|croissant|cheese wedge|doughnut|cookie|birthday cake|soft ice cream|sushi|popcorn|lollipop|beer mug',
-    'plants': 'rose|sunflower|tulip|cherry blossom|evergreen tree|palm tree|cactus|maple leaf|mushroom|banana|red apple|pineapple|strawberry|grapes|watermelon|carrot',
+    'food': 'hamburger|pizza|hot dog|taco|french fries|bread|croissant|cheese wedge|doughnut|cookie|birthday cake|soft ice '
+            'cream|sushi|popcorn|lollipop|beer mug',
+    'plants': 'rose|sunflower|tulip|cherry blossom|evergreen tree|palm tree|cactus|maple leaf|mushroom|banana|red '
+              'apple|pineapple|strawberry|grapes|watermelon|carrot',
     'vehicles': 'automobile|bus|taxi|police car|ambulance|fire engine|tractor|bicycle|locomotive|tram|airplane|helicopter|rocket|sailboat|ship|motor scooter',
     'household': 'bed|toilet|door|bathtub|television|telephone|light bulb|candle|key|scissors|hammer|alarm clock|umbrella|camera|laptop|closed book',
-    'sport-music': 'soccer ball|basketball|american football|tennis|bowling|badminton|boxing glove|trophy|pool 8 ball|guitar|trumpet|violin|saxophone|musical keyboard|microphone|bell',
-    'places': 'house|office building|hospital|church|mosque|castle|school|factory|stadium|tent|ferris wheel|fountain|desert island|volcano|statue of liberty|roller coaster',
+    'sport-music': 'soccer ball|basketball|american football|tennis|bowling|badminton|boxing glove|trophy|pool 8 '
+                   'ball|guitar|trumpet|violin|saxophone|musical keyboard|microphone|bell',
+    'places': 'house|office building|hospital|church|mosque|castle|school|factory|stadium|tent|ferris wheel|fountain|desert island|volcano|statue of '
+              'liberty|roller coaster',
 }
 BENCHMARKS = {k: v.split('|') for k, v in BENCHMARKS.items()}
 CAT_MOODS = ['grinning cat with smiling eyes', 'cat with tears of joy', 'cat with wry smile', 'crying cat', 'pouting cat']
 MONKEYS = ['see-no-evil monkey', 'hear-no-evil monkey', 'speak-no-evil monkey']
 DROP_GROUPS = {'Flags', 'Symbols', 'People & Body', 'Smileys & Emotion'}
-KEEP = 'skull|clown face|ogre|goblin|ghost|alien|alien monster|robot|pile of poo|red heart|broken heart|sparkling heart|love letter|cat with heart-eyes|collision|kiss mark|speech balloon|bomb'.split('|')
-DROP_NAMES = 'goat|ram|ewe|ox|boar|squid|amphora|sake|moai|ferry|metro|dizzy|rosette|oden|dango|postbox|label|link|level slider|mountain railway|suspension railway|trolleybus|minibus|coffin|cigarette|bank'.split('|')
-DROP_PARTS = ('o’clock', '-thirty', 'moon', 'banknote', 'speaker', 'mailbox', 'tray', 'place medal', 'oncoming', 'chart', 'arrow', ' suit', 'bookmark', 'index', 'muted', 'slash',
-              'with raised', 'card', 'trackball', 'pager', 'videocassette', 'dvd', 'optical', 'fax', 'page', 'geld', 'envelope', 'woman’s', 'man’s', 'ledger', 'map of', 'globe with', 'cloud with',
-              'sun behind', 'japanese', 'kaaba', 'shrine', 'love hotel', 'store', 'post office', 'tearoff', 'tear-off', 'spiral', 'file', 'round pushpin', 'linked', 'locked with', 'old key',
-              'cricket game', 'hockey', 'departure', 'arrival', 'small ', 'cityscape at', 'joker', 'mahjong', 'flower playing', 'tanabata', 'pine decoration', 'admission', 'reminder', 'anger symbol',
-              'clinking', 'teacup', 'rice cracker', 'fish cake', 'wilted', 'leaf fluttering', 'umbrella ', 'snowman without', 'front-facing', 'two-hump',
-              'rolled-up', 'blue book', 'green book', 'orange book', 'e-mail', 'mantelpiece', 'timer', 'hourglass not', 'trolleybus', 'minibus', 'light rail', 'railway car', 'vertical traffic', 'mobile phone with',
-              'camera with', 'musical notes', 'film frames', 'hammer and', 'cooked rice', 'curry', 'custard', 'steaming', 'bento', 'stuffed', 'weary', 'funeral', 'passenger', 'motor boat', )
+KEEP = ('skull|clown face|ogre|goblin|ghost|alien|alien monster|robot|pile of poo|red heart|broken heart|sparkling heart|'
+        'love letter|cat with heart-eyes|collision|kiss mark|speech balloon|bomb').split('|')
+DROP_NAMES = ('goat|ram|ewe|ox|boar|squid|amphora|sake|moai|ferry|metro|dizzy|rosette|oden|'
+              'dango|postbox|label|link|level slider|mountain railway|suspension railway|trolleybus|minibus|coffin|cigarette|bank').split('|')
+DROP_PARTS = (
+    'o’clock',
+    '-thirty',
+    'moon',
+    'banknote',
+    'speaker',
+    'mailbox',
+    'tray',
+    'place medal',
+    'oncoming',
+    'chart',
+    'arrow',
+    ' suit',
+    'bookmark',
+    'index',
+    'muted',
+    'slash',
+    'with raised',
+    'card',
+    'trackball',
+    'pager',
+    'videocassette',
+    'dvd',
+    'optical',
+    'fax',
+    'page',
+    'geld',
+    'envelope',
+    'woman’s',
+    'man’s',
+    'ledger',
+    'map of',
+    'globe with',
+    'cloud with',
+    'sun behind',
+    'japanese',
+    'kaaba',
+    'shrine',
+    'love hotel',
+    'store',
+    'post office',
+    'tearoff',
+    'tear-off',
+    'spiral',
+    'file',
+    'round pushpin',
+    'linked',
+    'locked with',
+    'old key',
+    'cricket game',
+    'hockey',
+    'departure',
+    'arrival',
+    'small ',
+    'cityscape at',
+    'joker',
+    'mahjong',
+    'flower playing',
+    'tanabata',
+    'pine decoration',
+    'admission',
+    'reminder',
+    'anger symbol',
+    'clinking',
+    'teacup',
+    'rice cracker',
+    'fish cake',
+    'wilted',
+    'leaf fluttering',
+    'umbrella ',
+    'snowman without',
+    'front-facing',
+    'two-hump',
+    'rolled-up',
+    'blue book',
+    'green book',
+    'orange book',
+    'e-mail',
+    'mantelpiece',
+    'timer',
+    'hourglass not',
+    'trolleybus',
+    'minibus',
+    'light rail',
+    'railway car',
+    'vertical traffic',
+    'mobile phone with',
+    'camera with',
+    'musical notes',
+    'film frames',
+    'hammer and',
+    'cooked rice',
+    'curry',
+    'custard',
+    'steaming',
+    'bento',
+    'stuffed',
+    'weary',
+    'funeral',
+    'passenger',
+    'motor boat',
+)
 
 # %% ../../nbs/mini/00_images.ipynb #c010
 SUBJECTS = {   # name -> (class word, [(concept, rendering)])
@@ -60,20 +173,33 @@ SUBJECTS = {   # name -> (class word, [(concept, rendering)])
 }
 
 # %% ../../nbs/mini/00_images.ipynb #c012
-COLORS = {'black': (15, 15, 18), 'blue': (40, 90, 215), 'brown': (125, 75, 35), 'grey': (135, 135, 138), 'green': (50, 155, 65), 'orange': (245, 140, 30),
-          'pink': (250, 165, 200), 'purple': (120, 50, 165), 'red': (210, 35, 40), 'white': (252, 252, 252), 'yellow': (248, 220, 60)}
+COLORS = {
+    'black': (15, 15, 18),
+    'blue': (40, 90, 215),
+    'brown': (125, 75, 35),
+    'grey': (135, 135, 138),
+    'green': (50, 155, 65),
+    'orange': (245, 140, 30),
+    'pink': (250, 165, 200),
+    'purple': (120, 50, 165),
+    'red': (210, 35, 40),
+    'white': (252, 252, 252),
+    'yellow': (248, 220, 60),
+}
 
 # %% ../../nbs/mini/00_images.ipynb #c013
 def node_modules() -> Path:
     "The folder with the image packages; a clear error when it is missing."
     p = Path(os.environ.get('OWF_NODE_MODULES') or root()/'node_modules')
-    if not (p/'@iconify-json').is_dir(): raise ForgetError(f'The drawings are not installed: {p} has no @iconify-json. Run `npm ci` in the project folder (`make images`).')
+    if not (p/'@iconify-json').is_dir():
+        raise ForgetError(f'The drawings are not installed: {p} has no @iconify-json. Run `npm ci` in the project folder (`make images`).')
     return p
 
 @lru_cache
 def matrix() -> list[dict]:
     "The table concept x rendering -> icon name (`nbs/mini/emoji_matrix.csv`)."
-    with open(root()/'nbs/mini/emoji_matrix.csv', encoding='utf-8') as f: return [dict(r, name=r['name'].replace('Statue of Liberty', 'statue of liberty')) for r in csv.DictReader(f)]
+    with open(root()/'nbs/mini/emoji_matrix.csv', encoding='utf-8') as f:
+        return [dict(r, name=r['name'].replace('Statue of Liberty', 'statue of liberty')) for r in csv.DictReader(f)]
 
 def available(row: dict) -> list[str]:
     "The renderings that exist for a concept, in the fixed order of `STYLES`."
@@ -123,7 +249,8 @@ def svg(rendering: str, icon: str) -> str:
     "The SVG document of one icon."
     d = _icons(rendering); i = d['icons'].get(icon) or d['icons'][d['aliases'][icon]['parent']]
     w, h = i.get('width', d.get('width', 16)), i.get('height', d.get('height', 16))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{i.get("left", 0)} {i.get("top", 0)} {w} {h}" width="{SIDE*w/max(w, h)}" height="{SIDE*h/max(w, h)}">{i["body"]}</svg>'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{i.get("left", 0)} {i.get("top", 0)} {w} {h}" '
+            f'width="{SIDE * w / max(w, h)}" height="{SIDE * h / max(w, h)}">{i["body"]}</svg>')
 
 def draw(name: str, rendering: str) -> np.ndarray:
     "RGBA uint8 [128, 128, 4] of a concept in one rendering, centred, aspect kept."
@@ -169,9 +296,12 @@ def place(
     if color is None: color = torch.tensor([*range(11), *[terms.index('white')]*3], device=g.device)[(14*u[:, 0]).long()]
     rgb = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=g.device)[color]
     bg = (rgb*(1 + jitter*z[:, :1]) + 127.5*jitter*z[:, 1:4]).clamp(0, 255)
-    s = (scale[0] + (scale[1]-scale[0])*u[:, 1])[:, None]*torch.stack([torch.exp(stretch*(u[:, 6]-.5)), torch.exp(-stretch*(u[:, 6]-.5))], 1).clamp(max=1/scale[1])
+    s = (scale[0] + (scale[1] - scale[0]) * u[:, 1])[:, None] * torch.stack(
+        [torch.exp(stretch * (u[:, 6] - 0.5)), torch.exp(-stretch * (u[:, 6] - 0.5))], 1
+    ).clamp(max=1 / scale[1])
     a = torch.deg2rad(turn*(2*u[:, 2] - 1)); c = (1-s)*(2*u[:, 3:5] - 1); cos, sin, m = a.cos(), a.sin(), 1 - 2*(u[:, 5] < .5).float()
-    A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :]      # mirror after turn, each output axis divided by its size
+    # mirror after turn, each output axis divided by its size
+    A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :]
     return dict(color=color, background=bg, gain=(1 + jitter*z[:, 4:7]).clamp(.8, 1.2), affine=torch.cat([A, -A@c[..., None]], 2))
 
 def compose(rgba: torch.Tensor, p: dict[str, torch.Tensor], size: int=64) -> torch.Tensor:
@@ -190,7 +320,9 @@ def compositions(items, seed: int, stage: str, keys, color=None) -> tuple[torch.
     terms = list(COLORS); d = drawings(items)
     ps = [place(1, generator(seed, stage, *k), color=None if color is None else color[i]) for i, k in enumerate(keys)]
     p = {k: torch.cat([q[k] for q in ps]) for k in ps[0]}
-    return torch.cat([to_bytes(compose(d[i:i+256], {k: v[i:i+256] for k, v in p.items()})) for i in range(0, len(d), 256)]), [terms[k] for k in p['color']]
+    return torch.cat([to_bytes(compose(d[i : i + 256], {k: v[i : i + 256] for k, v in p.items()})) for i in range(0, len(d), 256)]), [
+        terms[k] for k in p['color']
+    ]
 
 def pool(items, variants: int, seed: int=0, stage: str='pool') -> tuple[torch.Tensor, list[dict]]:
     "Several compositions of each drawing: uint8 [n*variants, 3, 64, 64] and their facts (concept, rendering, style, color)."
@@ -210,7 +342,8 @@ def facts_of(items) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([names.index(n) for n, _ in items]), torch.tensor([styles.index(r) for _, r in items])
 
 def composer(items, device='cpu', **how):
-    "A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new compositions of (concept, rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."
+    """A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new compositions of (concept,
+    rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."""
     d, cum = drawings(items).to(device), sampling(items).to(device); concept, style = (v.to(device) for v in facts_of(items))
     def draw_batch(n: int, g: torch.Generator):
         i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1); p = place(n, g, **how)

@@ -21,12 +21,14 @@ LENGTH = 20
 
 def words() -> list[str]:
     "Every word that a caption or an evaluation prompt of the mini world uses, sorted."
-    extra = 'a an the photo of drawing picture painting sketch icon in on with and style background sitting near next to small big large nice close up two one'.split()
+    extra = ('a an the photo of drawing picture painting sketch icon in on with and style background '
+            'sitting near next to small big large nice close up two one').split()
     text = ' '.join([*concepts(), *CAT_MOODS, *MONKEYS, *STYLES.values(), *COLORS]).lower()
     return sorted(set(re.findall(r"[a-z]+|[0-9]", text)) | set(extra) | set(RARE))
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    "Byte-pair merges that make every word one token: the most frequent pair first, ties in alphabetical order (a library's trainer breaks them by hash, so differently in every process)."
+    """Byte-pair merges that make every word one token: the most frequent pair first, ties in alphabetical order (a library's trainer breaks
+    them by hash, so differently in every process)."""
     parts, merges = [[*w[:-1], w[-1]+'</w>'] for w in words], []
     while any(len(p) > 1 for p in parts):
         pairs = Counter(pair for p in parts for pair in zip(p, p[1:])); best = min(pairs, key=lambda k: (-pairs[k], k)); merges.append(best)
@@ -51,8 +53,21 @@ def new_text_encoder(vocab_size: int, width=128, layers=2, heads=4, seed=0, eos=
     "An untrained CLIP text model."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'text init'))
-        return CLIPTextModel(CLIPTextConfig(vocab_size=vocab_size, hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=LENGTH,
-                                            projection_dim=width, bos_token_id=vocab_size-2, eos_token_id=vocab_size-1, pad_token_id=vocab_size-1, hidden_act='quick_gelu'))
+        return CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                max_position_embeddings=LENGTH,
+                projection_dim=width,
+                bos_token_id=vocab_size - 2,
+                eos_token_id=vocab_size - 1,
+                pad_token_id=vocab_size - 1,
+                hidden_act='quick_gelu',
+            )
+        )
 
 # %% ../../nbs/mini/02_text.ipynb #c006
 def caption_table() -> torch.Tensor:

@@ -30,7 +30,8 @@ def blocks(x: torch.Tensor) -> torch.Tensor:
 def principal(images: torch.Tensor, temper: float=.5) -> dict[str, torch.Tensor]:
     "Block mean [192], transform [16, 192] and standard deviations [16] of the latents, from uint8 images."
     b = blocks(to_float(images)).flatten(0, 2).double(); m = b.mean(0); val, vec = torch.linalg.eigh((b-m).T@(b-m)/len(b))
-    vec = vec[:, -LATENT:].flip(1); vec = vec*vec[vec.abs().argmax(0), torch.arange(LATENT)].sign()         # a sign that does not depend on the library
+    # a sign that does not depend on the library
+    vec = vec[:, -LATENT:].flip(1); vec = vec*vec[vec.abs().argmax(0), torch.arange(LATENT)].sign()
     val = val[-LATENT:].flip(0); sd = val**(temper/2); sd = sd/sd.pow(2).mean().sqrt()
     return dict(mean=m.float(), transform=(vec*sd/val.sqrt()).T.float().contiguous(), sd=sd.float())
 
@@ -48,7 +49,19 @@ def new_vae(seed=0) -> AutoencoderKL:
     "AutoencoderKL for 64 px images whose residual branches start at zero."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'vae init'))
-        vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, CHANNELS, 1, latent_channels=LATENT, norm_num_groups=1, sample_size=64, mid_block_add_attention=False, scaling_factor=1.)
+        vae = AutoencoderKL(
+            3,
+            3,
+            ['DownEncoderBlock2D'] * 4,
+            ['UpDecoderBlock2D'] * 4,
+            CHANNELS,
+            1,
+            latent_channels=LATENT,
+            norm_num_groups=1,
+            sample_size=64,
+            mid_block_add_attention=False,
+            scaling_factor=1.0,
+        )
     with torch.no_grad():
         for k, p in vae.named_parameters():
             if 'conv2.' in k: p.zero_()
@@ -73,9 +86,11 @@ def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
             for b in range(2): s2d[4*c+2*a+b, c, a, b] = 1
     _set(d[0].downsamplers[0].conv, s2d)
     _set(d[1].resnets[0].conv_shortcut, torch.eye(12))
-    quarters = torch.cat([W[:, :, 4*a:4*a+4, 4*b:4*b+4] for a in (0, 1) for b in (0, 1)]).flatten(1)      # what the components need of a 4 x 4 block, [64, 48]
+    # what the components need of a 4 x 4 block, [64, 48]
+    quarters = torch.cat([W[:, :, 4*a:4*a+4, 4*b:4*b+4] for a in (0, 1) for b in (0, 1)]).flatten(1)
     V = torch.linalg.svd(quarters.double(), full_matrices=False).Vh[:32].float()                          # [32, 48]
-    inner = lambda m: m.view(-1, 3, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(len(m), 12, 2, 2)       # (c, A, a, B, b) -> channels (c, a, b), taps (A, B)
+    # (c, A, a, B, b) -> channels (c, a, b), taps (A, B)
+    inner = lambda m: m.view(-1, 3, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(len(m), 12, 2, 2)
     _set(d[1].downsamplers[0].conv, inner(V))
     _set(d[2].resnets[0].conv_shortcut, torch.eye(32))
     last = torch.zeros(LATENT, 32, 2, 2)
@@ -93,13 +108,20 @@ def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
 def start_decoder(vae: AutoencoderKL) -> AutoencoderKL:
     "Pairs for red, green and blue and two constants before the decoder's last layer, in place."
     d = vae.decoder; r = d.up_blocks[3].resnets; w = r[0].conv_shortcut.weight; w[:6] = _pairs(w[:3].clone()); r[0].conv_shortcut.bias[:6] = 0
-    r[-1].conv2.bias[-2:] = torch.tensor([K, -K])/5                               # the last residual branch adds the constants: earlier normalizations do not see them
-    d.conv_norm_out.weight.fill_(K/5*math.sqrt(2/CHANNELS[0])); rgb = torch.zeros(3, 6); rgb[torch.arange(3), 2*torch.arange(3)] = 1; rgb[torch.arange(3), 2*torch.arange(3)+1] = -1
+    # the last residual branch adds the constants: earlier normalizations do not see them
+    r[-1].conv2.bias[-2:] = torch.tensor([K, -K])/5
+    d.conv_norm_out.weight.fill_(K/5*math.sqrt(2/CHANNELS[0]))
+    rgb = torch.zeros(3, 6)
+    rgb[torch.arange(3), 2*torch.arange(3)] = 1
+    rgb[torch.arange(3), 2*torch.arange(3)+1] = -1
     _set(d.conv_out, rgb); return vae
 
 def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, path: Path|None=None, until=None, seed=0, every=250) -> list:
     "Train, or go on training, the decoder in place on compositions of (concept, rendering) pairs, on the VAE's device."
-    vae.decoder.requires_grad_(True).to(memory_format=torch.channels_last); dev = vae.device; d = drawings(items).to(dev); pc = {k: v.to(dev) for k, v in pc.items()}
+    vae.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
+    dev = vae.device
+    d = drawings(items).to(dev)
+    pc = {k: v.to(dev) for k, v in pc.items()}
     def loss(step):
         g = generator(seed, 'decoder', step, device=dev); i = torch.randint(len(items), (recipe.batch,), generator=g, device=dev)
         x = 2*compose(d[i], place(recipe.batch, g)) - 1
@@ -126,6 +148,7 @@ def transform(temper: float=.5) -> dict[str, torch.Tensor]:
 def main(until=None, device=None):
     "Write the encoder, train the decoder, save the VAE into the cache folder."
     pc = transform(); vae = start_decoder(write_encoder(new_vae(), pc)).to(device or default_device())
-    train_decoder(vae, pc, splits()['train'], VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until, every=1000); vae.cpu().save_pretrained(outputs()/'cache/mini/vae')
+    train_decoder(vae, pc, splits()['train'], VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until, every=1000)
+    vae.cpu().save_pretrained(outputs()/'cache/mini/vae')
     held, _ = pool(splits()['heldout'], 1, stage='vae test'); p = psnr(to_float(held), reconstruct(vae, held))
     print(f'PSNR on held-out designs: {p.mean():.2f} dB (n={len(p)}, sd {p.std():.2f})')
