@@ -359,6 +359,7 @@ RUN_ROWS = (
             ('CLIPScore (2.5 x cosine)', 'clip_score', '(all)'),
         ],
     )
+    | _of('second look', [('classes shown to have dropped', 'classes_dropped', '(count)')])
 )
 def run_values(results: pd.DataFrame, label: str) -> pd.DataFrame:
     "The runs' own rows of one measure of the headline."
@@ -450,6 +451,10 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
                     + (f'; {max(y.value - y.floor, 0) / over:.2f} of the excess over the floor.' if over > 0 else '.')
                 )
             out.append(text)
+    seen = [(m, at.loc[('classes shown to have dropped', m)]) for m in methods if ('classes shown to have dropped', m) in at.index]
+    if seen:
+        out.append('Classes shown to have dropped, in a second look at fresh images, mean over runs: '
+                   + '; '.join(f'{m} {x.value:.2g} (the base under other noise {x.floor:.2g})' for m, x in seen) + '.')
     for m in methods:
         if ('gain over the base', m) in at.index:
             x = at.loc[('gain over the base', m)]

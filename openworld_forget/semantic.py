@@ -6,7 +6,8 @@
 __all__ = ['STATS', 'checked', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate', 'confusion',
            'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'wilson', 'clusters', 'resample_weights', 'interval',
            'paired_bootstrap', 'hierarchical_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests',
-           'dropped_classes', 'new_confusions', 'drift_table', 'concept_table', 'expected_floor']
+           'dropped_classes', 'new_confusions', 'suspects', 'second_look', 'drift_table', 'concept_table',
+           'expected_floor']
 
 # %% ../nbs/08_semantic.ipynb #c003
 import math
@@ -271,6 +272,33 @@ def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/08_semantic.ipynb #c031
+def suspects(drops, k: int=6) -> list[int]:
+    "Numbers of at most k classes with the largest positive drops [C] (points; NaN: no images), largest first."
+    d = numbers(drops, 'drops')
+    if d.ndim != 1 or not d.size or not k == k//1 >= 1:
+        raise ForgetError(f'Expected the drop of every class, [C], and k >= 1, got shape {list(d.shape)} and k = {k}.')
+    return [int(c) for c in np.argsort(-np.nan_to_num(d, nan=-np.inf), kind='stable')[:int(k)] if d[c] > 0]
+
+def second_look(
+    names,                                     # of the k suspects
+    which,                                     # [n]: which suspect each fresh image shows
+    base_right, adapted_right,                 # [n] bool: was the answer right?
+    floor_right=None,                          # [n] bool: the base under other noise; None: no floor (NaN)
+    groups=None, seed: int=0, n: int=2000,     # as in `paired_bootstrap`
+) -> pd.DataFrame:
+    "A row per suspect: drop on the fresh images (points) with its interval and floor, votes lost and gained, p, and p corrected over the suspects (Holm)."
+    k = _count(names)
+    right = [numbers(r, 'right answers') for r in (base_right, adapted_right, *([] if floor_right is None else [floor_right]))]
+    if any(not np.isin(r, (0, 1)).all() for r in right): raise ForgetError('Right answers are true or false, one for each fresh image.')
+    which = checked(k, which)[0]
+    if any(r.shape != which.shape for r in right): raise ForgetError(f'{[len(np.atleast_1d(r)) for r in right]} answers for {len(which)} images.')
+    answer = [np.where(r > 0, which, k) for r in right]                    # a wrong answer is "another class", whichever it is
+    t = class_tests(which, [*names, ''], *answer[:2], groups).iloc[:k].copy(); t['p_holm'] = holm(t.p)
+    t['low'], t['high'] = (v[:k] for v in paired_bootstrap(class_drop, which, *answer[:2], groups, n, seed, C=k + 1))
+    t['floor'] = class_drop(which, answer[0], answer[2], k + 1)[:k] if len(answer) > 2 else np.nan
+    return t[['class', 'n', 'drop', 'low', 'high', 'floor', 'lost', 'gained', 'p', 'p_holm']]
+
+# %% ../nbs/08_semantic.ipynb #c036
 def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls=''):
     return {
         'measure': measure,
@@ -338,7 +366,7 @@ def concept_table(
     ]
     return pd.DataFrame(rows).assign(concepts=len(a))
 
-# %% ../nbs/08_semantic.ipynb #c035
+# %% ../nbs/08_semantic.ipynb #c040
 def expected_floor(
     C: int, per_class: int,     # classes, test images per class
     accuracy: float,            # the base's, percent

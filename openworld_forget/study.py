@@ -10,15 +10,16 @@ __all__ = ['BUDGETS', 'WATCHER', 'COLUMNS', 'STARTUP', 'Budget', 'run_folder', '
 # %% ../nbs/18_study.ipynb #c003
 import argparse, json, os, shutil, signal, subprocess, sys, time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-import nbformat, numpy as np, pandas as pd, psutil, yaml
+import nbformat, numpy as np, pandas as pd, psutil, torch, yaml
 from filelock import FileLock, Timeout
 from openworld_forget.core import (
     ForgetError,
     Record,
     atomic,
+    cached,
     choose,
     content_key,
     manifest,
@@ -31,8 +32,8 @@ from openworld_forget.core import (
     write_text,
 )
 from .checkpoints import checkpoint_kind, load_adapted
-from .classify import Stages, load_scores
-from .concepts import data_root
+from .classify import Stages, classify, load_scores
+from .concepts import Benchmark, data_root
 from .generate import generate
 from .regularize import Method, method
 from .train import Recipe
@@ -46,6 +47,8 @@ class Budget(Record):
     per_class: int = 3              # test images per class and split
     stages: list[int] = [2, 3, 4, 6, 9, 12, 18, 24]     # timesteps after each stage of the classifier's paired test
     z: float = 1.                   # standard errors behind the best that rule a class out
+    suspects: int = 6               # classes that are looked at again, and
+    fresh: int = 16                 # images of each that the first look did not use
     prompts: int = 28               # unrelated prompts
     colors: int = 11                # colour words on a neutral object
     per_prompt: int = 8             # images per prompt of these, and of yours
@@ -55,9 +58,22 @@ class Budget(Record):
     sampling_steps: int|None = None # DDIM steps; the world's default when None
 
 BUDGETS = {
-    'smoke': Budget(benchmarks=2, per_class=1, stages=[2, 3], prompts=4, colors=3, per_prompt=4, per_template=1, images=4, steps=2, sampling_steps=3),
+    'smoke': Budget(
+        benchmarks=2,
+        per_class=1,
+        stages=[2, 3],
+        suspects=2,
+        fresh=3,
+        prompts=4,
+        colors=3,
+        per_prompt=4,
+        per_template=1,
+        images=4,
+        steps=2,
+        sampling_steps=3,
+    ),
     'quick': Budget(),
-    'paper': Budget(per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2., per_prompt=36, per_template=10),
+    'paper': Budget(per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2.0, suspects=12, fresh=40, per_prompt=36, per_template=10),
 }
 
 def run_folder(home: Path, concept: str, method: str, seed: int=0) -> Path:
@@ -304,6 +320,22 @@ class Run:
             for b in self.data.benchmarks()[: self.limits.benchmarks]
         ]
     def benchmark(self, name: str, split: str): return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
+    def fresh(self, name: str, split: str) -> Benchmark:
+        "Up to `limits.fresh` more images of every class: none of those in `benchmark`."
+        b = self.data.benchmark(name, split, self.world.resolution, self.limits.per_class + self.limits.fresh)
+        seen = {x.numpy().tobytes() for x in self.benchmark(name, split).images}
+        new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
+        return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+    def look(self, world, fresh: Benchmark, c: int, floor: bool=False) -> np.ndarray:
+        "Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which the first look has not seen."
+        plan, at = self.stages.plan(2 + int(floor), per_image=True), fresh.labels == c
+        keys = [f'{fresh.classes[c]} {i}' for i in range(int(at.sum()))]
+        def answers():
+            z = self.world.encode(fresh.images[at].float()/255)
+            s = classify(world, z, fresh.prompts, plan, self.stages, images=keys, desc=f'{fresh.classes[c]}, fresh')
+            return {'right': s.predictions == c}
+        if not keys: return np.zeros(0, bool)                       # a small data set may have no images left
+        return cached(self.cache/f'look-{content_key(world.key, fresh.key, c, plan, self.stages)}.safetensors', answers)['right'].numpy()
     def unrelated(self) -> tuple[list[str], list[int]]: "Prompts and seeds, one per image, of the unrelated images."; return self.asked('unrelated')
     @property
     def prompt_sets(self) -> dict[str, list[str]]:
@@ -496,11 +528,12 @@ def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
     b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
     classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1])
+    look = 2.5*b.suspects*b.fresh*classes*min(b.stages[0] + b.z**2, b.stages[-1])      # adapted, base and floor; the base's are shared
     unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
     recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; methods = max(1, len(study.methods))
     # with the regularizers' images, made by the first that needs them
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods
-    return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify, appearance=unrelated, fidelity=portraits*(1 + 1/methods))
+    return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify + look, appearance=unrelated, fidelity=portraits*(1 + 1/methods))
 
 def estimate(steps: list[Step], world, workers: int) -> str:
     "A sentence on how long the steps that are not done will take, from a short trial of the denoiser on this machine."

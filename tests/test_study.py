@@ -29,11 +29,13 @@ def test_the_road(tmp_path):
     # every drift has its floor beside it
     drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
+    claims = pd.read_csv(home/'tables/claims.csv'); assert len(claims) == 12 and claims.verdict.notna().all()
+    look = every[every.split == 'second look']; assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
     assert (home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (home/'correction.html').read_text()
     choice = pd.read_csv(home/'tables/correction.csv').set_index('method')
     assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
     before = {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
-    r = study('studies/smoke.yaml', out=smoke); assert r.returncode == 0 and '11 done already, 0 to run' in r.stdout, r.stdout + r.stderr
+    r = study('studies/smoke.yaml', out=smoke); assert r.returncode == 0 and '12 done already, 0 to run' in r.stdout, r.stdout + r.stderr
     assert before == {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
     (smoke/'smoke/cat-noto/db/seed-0/fidelity.json').unlink()
     (half := smoke/'smoke/cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
@@ -61,6 +63,20 @@ def test_a_checkpoint_from_elsewhere(tmp_path):
         and head.value['colour drift, mean'] > head.floor['colour drift, mean']
         and 'pictures-checkpoints.png' in os.listdir(tmp_path / 'audit/figures')
     )
+
+def test_the_budget_report(tmp_path):
+    "On a base and an adapted world made here: procedures are replayed on measured errors, and none costs more than every class at every step."
+    from openworld_forget.customize import Adaptation, adapt, save_adapted
+    from openworld_forget.worlds import load_world
+    w, a = load_world('mini', 'cpu'), Adaptation(kind='lora'); _, params = adapt(w, a, 'sks')
+    save_adapted(tmp_path/'smoke/cat-noto/db/seed-0/adapter.safetensors', w, params, a, 'sks')
+    values = dict(study='studies/smoke.yaml', home=str(tmp_path/'smoke'), out=str(tmp_path)); numbers = dict(steps=4, plans=2, benchmarks=1, reference=False)
+    args = [x for flag, d in (('-r', values), ('-p', numbers)) for k, v in d.items() for x in (flag, k, str(v))]
+    cmd = [sys.executable, '-m', 'papermill', 'nbs/reports/budget.ipynb', str(tmp_path/'budget.ipynb'), '-k', 'python3', '--cwd', str(ROOT), '--no-progress-bar', *args]
+    r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900); assert r.returncode == 0, r.stderr[-3000:]
+    t = pd.read_csv(tmp_path/'budget.csv'); full = t[(t.procedure == 'every class') & (t.steps == 4)].set_index('noise')
+    assert set(t.noise) == {'shared', 'per image'} and (t.forwards <= t.noise.map(full.forwards)).all() and (t['drop'] == 0).all()      # an untrained LoRA changes nothing
+    assert (tmp_path/'figures/budget.pdf').stat().st_size > 2000
 
 def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
