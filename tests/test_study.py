@@ -29,7 +29,7 @@ def test_the_road(tmp_path):
     # every drift has its floor beside it
     drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
-    claims = pd.read_csv(home/'tables/claims.csv'); assert len(claims) == 12 and claims.verdict.notna().all()
+    claims = pd.read_csv(home/'tables/claims.csv'); assert len(claims) == 14 and claims.verdict.notna().all()
     look = every[every.split == 'second look']; assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
     assert (home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (home/'correction.html').read_text()
     choice = pd.read_csv(home/'tables/correction.csv').set_index('method')
