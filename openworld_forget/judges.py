@@ -129,6 +129,11 @@ def _stats(source: str, revision: str|None, default: tuple) -> tuple:
     c = json.loads(Path(f).read_text()) if f else {}
     return tuple(c.get('image_mean', default[0])), tuple(c.get('image_std', default[1]))
 
+def _named(name: str, network) -> str:
+    "The printed name with the revision that was loaded, where none was asked for: a number must say which weights it comes from."
+    loaded = getattr(network.config, '_commit_hash', None)
+    return name if '@' in name or not loaded else f'{name}@{loaded[:7]}'
+
 def _tensor(out): return out if isinstance(out, torch.Tensor) else out.pooler_output   # transformers 5 returns an output object
 
 def clip_judge(
@@ -148,7 +153,7 @@ def _clip(src, revision, name, device):
             raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: {max(prompts, key=len)!r}. Shorten it.')
         return _tensor(m.get_text_features(**t.to(m.device)))
     return Judge(
-        name,
+        _named(name, m),
         m,
         lambda x: _tensor(m.get_image_features(pixel_values=x)),
         m.config.vision_config.image_size,
@@ -239,7 +244,7 @@ def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> J
 @lru_cache
 def _dino(src, revision, name, device):
     m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False); s = m.config.image_size
-    return Judge(name, m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
+    return Judge(_named(name, m), m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
 
 def feature_judge(name: str) -> Judge:
     "The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally `id@revision`) or folder."
