@@ -74,7 +74,7 @@ clean:  ## remove what was made: environment, drawings, site, caches (outputs/ s
 	@rm -rf .venv node_modules _docs _proc .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # ---------------------------------------------------------------------------------------------------------------------
-$(VENV_DONE): requirements.txt requirements-data.txt settings.ini setup.py
+$(VENV_DONE): requirements.txt settings.ini setup.py
 	@tools/make_venv.sh $(PYTHON)
 
 $(NODE_DONE): package.json package-lock.json | $(if $(shell command -v npm),,$(VENV_DONE))

