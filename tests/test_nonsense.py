@@ -33,7 +33,9 @@ from openworld_forget.semantic import (
     over_benchmarks,
     paired_bootstrap,
     resample_weights,
+    second_look,
     sign_test,
+    suspects,
     wilson,
     worst_class_drop,
 )
@@ -82,6 +84,8 @@ MEASURES = {
     ),
     'drift_table': (lambda *a: drift_table(*a, n=9), Y, C, B, A, B, GROUPS),
     'concept_table': (lambda *a: concept_table(*a, n=9), Y, C, B, [A, B], [B, A], GROUPS),
+    'suspects': (lambda d: suspects(d, 2), DROPS[0]),
+    'second_look': (lambda *a: second_look(*a, n=9), C, Y, B == Y, A == Y, B == Y, GROUPS),
     'expected_floor': (lambda C, m, a: expected_floor(C, m, a, n=3), 3, 4, 80.0),
     'name_colors': (name_colors, r.random((4, 3))),
     'name_histogram': (name_histogram, IMAGES),
@@ -160,7 +164,7 @@ def nonsense(x):
             )
 
 # No images of a class; no pair of references; no spread in fewer than three images.
-MEANT = {('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'), ('real_ceiling', 'one')}
+MEANT = {('second_look', 'all zero'), ('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'), ('real_ceiling', 'one')}
 NO_SPREAD = ('low', 'high', 'floor', 'ceiling', 'p_holm')
 
 def numbers(out):
