@@ -164,7 +164,8 @@ def nonsense(x):
             )
 
 # No images of a class; no pair of references; no spread in fewer than three images.
-MEANT = {('second_look', 'all zero'), ('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'), ('real_ceiling', 'one')}
+MEANT = {('second_look', 'all zero'), ('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'),
+         ('real_ceiling', 'one')}
 NO_SPREAD = ('low', 'high', 'floor', 'ceiling', 'p_holm')
 
 def numbers(out):
