@@ -193,10 +193,10 @@ def by_method(
     ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
     return ax
 
-def finding(rows: pd.DataFrame, worse: str='up', digits: int=3, against: str='zero') -> str:
+def finding(rows: pd.DataFrame, worse: str='up', digits: int=3, against: str='zero', fidelity: bool=False) -> str:
     """A paragraph on one measure's rows, computed: each method against `zero` (a signed change of the same images, noise or seeds), the
     `floor` (a distance) or nothing ('': a distance of same-seed images is zero only where nothing changed at all); then each `x-dc` against
-    `x`. `worse`: the direction of drift, 'up' or 'down'."""
+    `x`. `worse`: the direction of drift, 'up' or 'down'. Of a `fidelity`, where more is better, it is asked what correction costs."""
     t, s = rows.set_index('method'), {'down': -1}.get(worse, 1)
     line = float(t.floor.iloc[0]) if choose(against, ['zero', 'floor', ''], 'comparison') == 'floor' else 0.
     f = lambda v: f'{v if abs(v) > 10**-digits/2 else 0:.{digits}f}'
@@ -208,17 +208,13 @@ def finding(rows: pd.DataFrame, worse: str='up', digits: int=3, against: str='ze
     pairs = [(m, f'{m}-dc') for m in t.index if f'{m}-dc' in t.index]; apart, less, more = [], [], []
     for a, b in pairs:
         x, y = t.loc[a], t.loc[b]
-        gap = s*(x.value - y.value)
-        (apart if (x.low > y.high if s > 0 else x.high < y.low) else less if gap > 0 else more).append(a)
-    if pairs:
-        text += (
-            ' Correction helps, with intervals apart: '
-            + (', '.join(apart) or 'none')
-            + ('; helps, intervals overlap: ' + ', '.join(less) if less else '')
-            + ('; **does not help**: ' + ', '.join(more) if more else '')
-            + '.'
-        )
-    return text
+        down = s > 0 or fidelity                      # does correction lower it? else: does it raise it?
+        gap = (x.value - y.value)*(1 if down else -1)
+        (apart if (x.low > y.high if down else x.high < y.low) else less if gap > 0 else more).append(a)
+    if not pairs: return text
+    sure, maybe, no = ('costs some of it', 'lowers it', 'does not lower it') if fidelity else ('helps', 'helps', '**does not help**')
+    text += f' Correction {sure}, with intervals apart: ' + (', '.join(apart) or 'none')
+    return text + (f'; {maybe}, intervals overlap: {", ".join(less)}' if less else '') + (f'; {no}: {", ".join(more)}' if more else '') + '.'
 
 def verdict(cases: list[bool|None], names: list[str]) -> str:
     "What several methods say about a claim: True agrees, False contradicts, None leaves it open; names beside them where they differ."
@@ -338,7 +334,9 @@ RUN_ROWS = (
         'unrelated',
         [
             ('KID', 'kid', '(pooled)'),
+            ('KID over its floor', 'kid_change', '(pooled)'),
             ('CMMD', 'cmmd', '(pooled)'),
+            ('CMMD over its floor', 'cmmd_change', '(pooled)'),
             ('texture, unbiased (dB squared)', 'texture_squared', '(mean)'),
             ('finest texture (dB)', 'texture_fine', '(mean)'),
             ('same-seed distance', 'distance_paired', '(mean)'),
