@@ -272,12 +272,17 @@ def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../nbs/08_semantic.ipynb #c031
-def suspects(drops, k: int=6) -> list[int]:
-    "Numbers of at most k classes with the largest positive drops [C] (points; NaN: no images), largest first."
-    d = numbers(drops, 'drops')
-    if d.ndim != 1 or not d.size or not k == k//1 >= 1:
-        raise ForgetError(f'Expected the drop of every class, [C], and k >= 1, got shape {list(d.shape)} and k = {k}.')
-    return [int(c) for c in np.argsort(-np.nan_to_num(d, nan=-np.inf), kind='stable')[:int(k)] if d[c] > 0]
+def suspects(
+    drops,               # [C] points; NaN: a class without images
+    k: int=6,
+    ties=None,           # [C]: of equal drops, the larger of these first; None: in the order of the classes
+) -> list[int]:
+    "Numbers of at most k classes with the largest positive drops, largest first."
+    d = numbers(drops, 'drops'); t = np.zeros_like(d) if ties is None else numbers(ties, 'ties')
+    if d.ndim != 1 or not d.size or t.shape != d.shape or not k == k//1 >= 1:
+        raise ForgetError(f'Expected the drop of every class, [C], as many ties, and k >= 1, got shapes {list(d.shape)}, {list(t.shape)} and k = {k}.')
+    order = np.lexsort((-np.nan_to_num(t), -np.nan_to_num(d, nan=-np.inf)))
+    return [int(c) for c in order[:int(k)] if d[c] > 0]
 
 def second_look(
     names,                                     # of the k suspects

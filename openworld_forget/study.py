@@ -47,8 +47,8 @@ class Budget(Record):
     per_class: int = 3              # test images per class and split
     stages: list[int] = [2, 3, 4, 6, 9, 12, 18, 24]     # timesteps after each stage of the classifier's paired test
     z: float = 1.                   # standard errors behind the best that rule a class out
-    suspects: int = 6               # classes that are looked at again, and
-    fresh: int = 16                 # images of each that the first look did not use
+    suspects: int = 8               # classes that are looked at again, and
+    fresh: int = 20                 # images of each that the first look did not use
     prompts: int = 28               # unrelated prompts
     colors: int = 11                # colour words on a neutral object
     per_prompt: int = 8             # images per prompt of these, and of yours
