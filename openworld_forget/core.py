@@ -37,7 +37,7 @@ def numbers(x, what: str) -> np.ndarray:
     try:
         a = np.asarray(x.detach().cpu().double() if isinstance(x, torch.Tensor) else x)
         if a.dtype.kind not in 'biuf' and a.size: raise TypeError
-        return a.astype(np.float64)
+        return a.astype(np.float64, copy=False)
     except (TypeError, ValueError):
         raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. Rows must be numbers and of equal length.') from None
 

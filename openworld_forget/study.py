@@ -449,7 +449,6 @@ def config(workers: int, folder: Path):
     "Parsl on local processes; a file named by `OWF_SITE` (Python, defines `config`) replaces it for Slurm, Kubernetes, ..."
     if os.environ.get('OWF_SITE'):
         g = {}; exec(compile(Path(os.environ['OWF_SITE']).read_text(), os.environ['OWF_SITE'], 'exec'), g); return g['config']
-    import torch
     from parsl import Config, HighThroughputExecutor
     from parsl.providers import LocalProvider
     gpus = torch.cuda.device_count()
@@ -537,7 +536,6 @@ def forwards(study: Study) -> dict[str, float]:
 
 def estimate(steps: list[Step], world, workers: int) -> str:
     "A sentence on how long the steps that are not done will take, from a short trial of the denoiser on this machine."
-    import torch
     n = 128
     z, t, c = (
         torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype),
