@@ -17,7 +17,7 @@ from scipy.optimize import linprog
 from scipy.sparse import block_diag
 from .core import ForgetError, choose, numbers
 from .judges import check_images
-from .uncertainty import COLUMNS, check_sets, mean_shift2, resample, rows
+from .uncertainty import COLUMNS, brief, check_sets, equal, leave_out, mean_shift2, rows
 
 # %% ../nbs/11_color.ipynb #c007
 TERMS = ['black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow']   # Berlin & Kay's eleven
@@ -181,49 +181,26 @@ def cdi_table(
     *,
     distance: str='tv',
     paired: bool=True,               # image i has the same seed in base and adapted
-    seed: int=0, draws: int=1000,    # of the bootstrap over images
 ) -> pd.DataFrame:
     """Color drift per prompt, mean and worst: measure `cdi_<distance>`, and if paired `cdi_<distance>_paired` and (two images or more) the
     unbiased `cdi_squared`."""
-    check_sets(base, adapted, floor, paired); d = lambda p, q: np.atleast_1d(cdi(p, q, distance)); hi = 1. if distance != 'emd' else GROUND.max()
-    W = {p: resample(len(base[p]), draws, seed, 'cdi', p) for p in base}
-    V = W if paired else {p: resample(len(adapted[p]), draws, seed, 'cdi', p, 'adapted') for p in base}
-    h = [
-        {p: check_histograms(s[p], f'{what} of {p!r}') for p in base}
-        for what, s in (('base', base), ('adapted', adapted), *([('floor', floor)] if floor is not None else []))
-    ]
-    n, means = {p: len(adapted[p]) for p in base}, [{p: v.mean(0) for p, v in s.items()} for s in h]
-    out = [
-        rows(
-            f'cdi_{distance}',
-            {p: d(W[p] @ h[0][p], V[p] @ h[1][p]) for p in base},
-            n,
-            {p: cdi(means[0][p], means[2][p], distance) for p in base} if floor is not None else None,
-            NAMER,
-            bounds=(0, hi),
-        )
-    ]
+    check_sets(base, adapted, floor, paired)
+    d = lambda p, q: np.atleast_1d(cdi(p, q, distance))
+    top = 1. if distance != 'emd' else GROUND.max()
+    named = (('base', base), ('adapted', adapted), *([('floor', floor)] if floor is not None else []))
+    h = [{p: check_histograms(s[p], f'{what} of {p!r}') for p in base} for what, s in named]
+    n, W = {p: len(adapted[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}
+    def apart(p, k):
+        "The distance of set k to the base: leaving out image i of both at once, or, if unpaired, of each set for itself."
+        x, y = h[0][p], h[k][p]
+        if paired: return d(W[p]@x, W[p]@y)
+        return d(W[p]@x, equal(len(y))@y), d(equal(len(x))@x, leave_out(len(y))@y)
+    def every(f): return {p: f(p, 1) for p in base}, n, {p: f(p, 2) for p in base} if floor is not None else None
+    out = [rows(f'cdi_{distance}', *every(apart), NAMER, bounds=(0, top))]
     if paired:
-        out.append(
-            rows(
-                f'cdi_{distance}_paired',
-                {p: W[p] @ d(h[0][p], h[1][p]) for p in base},
-                n,
-                {p: d(h[0][p], h[2][p]).mean() for p in base} if floor is not None else None,
-                NAMER,
-                bounds=(0, hi),
-            )
-        )
+        out.append(rows(f'cdi_{distance}_paired', *every(lambda p, k: W[p]@d(h[0][p], h[k][p])), NAMER, bounds=(0, top), mean=True))
     if paired and min(n.values()) > 1:
-        out.append(
-            rows(
-                'cdi_squared',
-                {p: mean_shift2(h[1][p] - h[0][p], W[p]) for p in base},
-                n,
-                {p: mean_shift2(h[2][p] - h[0][p]) for p in base} if floor is not None else None,
-                NAMER,
-            )
-        )
+        out.append(rows('cdi_squared', *every(lambda p, k: mean_shift2(h[k][p] - h[0][p], W[p])), NAMER))
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/11_color.ipynb #c033
@@ -231,30 +208,22 @@ def asked_color(prompt: str) -> str|None:
     "The basic colour term that a prompt asks for; None if there is none, or more than one."
     hits = {t for w in re.findall(r'[a-z]+', prompt.lower()) for t in TERMS if _STEM.get(w, w) == t}; return hits.pop() if len(hits) == 1 else None
 
-def asked_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int=0, draws: int=1000) -> pd.DataFrame:
+def asked_table(base: dict, adapted: dict, floor: dict|None=None) -> pd.DataFrame:
     """Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`, `_change`; negative is
     forgetting) of the prompts with exactly one colour word; no rows if there are none."""
     check_sets(base, adapted, floor)
     term = {p: TERMS.index(t) for p in base if (t := asked_color(p))}
-    n = {p: len(base[p]) for p in term}
-    W = {p: resample(n[p], draws, seed, 'asked', p) for p in term}
-    low = dict(network=NAMER, worst='min')
     if not term: return pd.DataFrame(columns=COLUMNS)
-    share = lambda s: {p: check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}
+    n, like = {p: len(base[p]) for p in term}, dict(network=NAMER, worst='min', mean=True)
+    share = lambda s: {p: leave_out(n[p])@check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}
     b, a = share(base), share(adapted)
     f = share(floor) if floor is not None else None
+    change = lambda s: {p: s[p] - b[p] for p in term}
     return pd.concat(
         [
-            rows('color_asked_base', {p: W[p] @ b[p] for p in term}, n, bounds=(0, 1), **low),
-            rows('color_asked', {p: W[p] @ a[p] for p in term}, n, {p: b[p].mean() for p in term}, bounds=(0, 1), **low),
-            rows(
-                'color_asked_change',
-                {p: W[p] @ (a[p] - b[p]) for p in term},
-                n,
-                {p: (f[p] - b[p]).mean() for p in term} if f else None,
-                bounds=(-1, 1),
-                **low,
-            ),
+            rows('color_asked_base', b, n, bounds=(0, 1), **like),
+            rows('color_asked', a, n, b, bounds=(0, 1), **like),
+            rows('color_asked_change', change(a), n, change(f) if f else None, bounds=(-1, 1), **like),
         ],
         ignore_index=True,
     )

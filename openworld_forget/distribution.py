@@ -7,11 +7,12 @@ __all__ = ['cubic', 'mmd2', 'kid', 'kid_table', 'gaussian', 'cmmd', 'cmmd_table'
 
 # %% ../nbs/13_distribution.ipynb #c003
 import warnings
+from dataclasses import replace
 import numpy as np, pandas as pd, torch
 from torchmetrics.image.kid import KernelInceptionDistance
 from .core import ForgetError, seed_for
 from .judges import check_features, unit
-from .uncertainty import COLUMNS, check_sets, equal, interval, pair_mean, pooled_weights
+from .uncertainty import Estimate, brief, check_sets, equal, pair_mean, pairwise, row
 
 # %% ../nbs/13_distribution.ipynb #c006
 def cubic(a, b): return (a@b.T/a.shape[1] + 1)**3
@@ -48,22 +49,40 @@ def kid(
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
 
 # %% ../nbs/13_distribution.ipynb #c009
+def _pooled(base: dict, adapted: dict, other: dict, k) -> tuple[Estimate, Estimate, Estimate]:
+    "MMD^2 of adapted against `other`, of base against them, and the difference, of all prompts: prompt -> features [n, d]; image i of the three is one unit."
+    b, a, o = (np.concatenate([s[p] for p in base]) for s in (base, adapted, other))
+    strata = np.repeat(np.arange(len(base)), [len(v) for v in base.values()])
+    N, w = len(b), equal(len(b))
+    koo = k(o, o)
+    def kernel(x): return (k(x, x) + koo - k(x, o) - k(o, x))/(N*(N - 1))
+    Ga, Gb = kernel(a), kernel(b)
+    va, vb = (float(mmd2(w, w, o, x, k)[0]) for x in (a, b))
+    return pairwise(va, Ga, strata), pairwise(vb, Gb, strata), pairwise(va - vb, Ga - Gb, strata)
+
+def _rows(name, n, value, floor, excess, network) -> list[pd.DataFrame]:
+    "The measure beside its floor, and the excess as a measure of its own, whose floor is zero."
+    nothing = Estimate(0., 0*floor.influence, 0., floor.df)
+    return [row(name, '(pooled)', value, n, floor, excess, network, keep=True), row(f'{name}_change', '(pooled)', excess, n, nothing, excess, network, keep=True)]
+
 def kid_table(
     base: dict, adapted: dict,       # prompt -> features [n, d] of one judge, in the order of the seeds
     other: dict,                     # the same of the base world with other seeds: what both are compared with
     *,
     network: str,                    # the judge's name
-    seed: int=0, draws: int=1000,    # of the bootstrap over images
+    seed: int=0,                     # of the subsets
 ) -> pd.DataFrame:
-    "Rows `kid` (adapted against `other`; floor: base against them), `kid_std`, `kid_change` (the excess over the floor)."
+    "Rows `kid` (adapted against `other`; floor: base against them), `kid_change` (the excess over the floor), `kid_std`."
     check_sets(base, adapted, {} if other is None else other)
-    b, a, o = (np.concatenate([check_features(s[p]) for p in base]) for s in (base, adapted, other))
+    sets = [{p: check_features(s[p]) for p in base} for s in (base, adapted, other)]
+    b, a, o = (np.concatenate([*s.values()]) for s in sets)
     k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
-    W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'kid', key) for s, key in ((other, 'other'), (base, 'base')))
-    v, u = mmd2(W, V, o, a), mmd2(W, V, o, b); d = v - u; v += k['value'] - v[0]; d += k['value'] - f['value'] - d[0]
-    return pd.DataFrame([('kid', '(pooled)', v[0], k['n'], *interval(v, k['n']), f['value'], network),
-                         ('kid_std', '(pooled)', k['std'], k['n'], np.nan, np.nan, f['std'], network),
-                         ('kid_change', '(pooled)', d[0], k['n'], *interval(d, k['n']), 0., network)], columns=COLUMNS)
+    value, floor, excess = _pooled(*sets, cubic)
+    value, floor = replace(value, value=k['value']), replace(floor, value=f['value'])      # torchmetrics' mean over subsets
+    excess = replace(excess, value=k['value'] - f['value'])
+    spread = Estimate(k['std'], np.zeros(0), np.nan, 0.)
+    std = row('kid_std', '(pooled)', spread, k['n'], replace(spread, value=f['std']), None, network, ends=False)
+    return pd.concat([*_rows('kid', k['n'], value, floor, excess, network), std], ignore_index=True)
 
 # %% ../nbs/13_distribution.ipynb #c012
 def gaussian(sigma: float=10.):
@@ -79,18 +98,12 @@ def cmmd(base, adapted, sigma: float=10.) -> float:
         raise ForgetError(f'CMMD needs two images or more on each side, from one judge; got features {list(x.shape)} and {list(y.shape)}.')
     return float(1000*mmd2(equal(len(x)), equal(len(y)), x, y, gaussian(sigma))[0])
 
-def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: float=10., seed: int=0, draws: int=1000) -> pd.DataFrame:
+def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: float=10.) -> pd.DataFrame:
     """Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess over the floor), all prompts
     pooled; prompt -> features [n, d] of a CLIP."""
     check_sets(base, adapted, {} if other is None else other)
-    x = {k: np.concatenate([unit(s[p]) for p in base]) for k, s in (('base', base), ('adapted', adapted), ('other', other))}
+    sets = [{p: unit(s[p]) for p in base} for s in (base, adapted, other)]
     k = gaussian(sigma)
-    W, V = (pooled_weights({p: s[p] for p in base}, draws, seed, 'cmmd', key) for s, key in ((other, 'other'), (base, 'base')))
-    v, u = (1000*mmd2(W, V, x['other'], x[key], k) for key in ('adapted', 'base')); n = len(x['adapted'])
-    return pd.DataFrame(
-        [
-            ('cmmd', '(pooled)', v[0], n, *interval(v, n), u[0], network),
-            ('cmmd_change', '(pooled)', v[0] - u[0], n, *interval(v - u, n), 0.0, network),
-        ],
-        columns=COLUMNS,
-    )
+    n = sum(len(v) for v in sets[0].values())
+    if n < 2: raise ForgetError(f'CMMD is a mean over pairs: {n} image has none. Generate more.')
+    return pd.concat(_rows('cmmd', n, *_pooled(*sets, lambda x, y: 1000*k(x, y)), network), ignore_index=True)

@@ -10,7 +10,7 @@ import re
 import numpy as np, pandas as pd
 from .core import ForgetError, numbers
 from .judges import check_features, check_images, unit
-from .uncertainty import COLUMNS, interval, resample, rows
+from .uncertainty import COLUMNS, Estimate, average, brief, jackknife, leave_out, row, rows
 
 # %% ../nbs/15_fidelity.ipynb #c007
 def strip_token(prompt: str, token: str) -> str:
@@ -80,7 +80,6 @@ def fidelity_table(
     base: dict|None=None,        # as `generated`, of the base world with the class word: the floor
     *,
     networks: dict,              # names of the judges `clip` and `features`
-    seed: int=0, draws: int=1000,    # of the bootstrap over generated images
 ) -> pd.DataFrame:
     """Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is
     the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."""
@@ -98,24 +97,25 @@ def fidelity_table(
         clip_t=('clip', text),
         clip_score=('clip', lambda v: clip_score(text(v))),
     )
-    n = {p: len(v['clip']) for p, v in generated.items()}; total, out = sum(n.values()), []
+    n = {p: len(v['clip']) for p, v in generated.items()}
+    total, out = sum(n.values()), []
+    def whole(measure, judge, values, floor=None):
+        "The row of all images, drawn within their prompt; values: prompt -> [n]."
+        mean = lambda s: average([jackknife(leave_out(n[p])@s[p]) for p in n], [n[p]/total for p in n])
+        e = mean(values)
+        if floor is None: return row(measure, '(all)', e, total, None, None, networks[judge], keep=True)
+        zero = Estimate(0., 0*e.influence, 0., e.df)
+        f, x = (zero, e) if floor == 0 else (mean(floor), mean({p: values[p] - floor[p] for p in n}))
+        return row(measure, '(all)', e, total, f, x, networks[judge], keep=True)
     for name, (judge, f) in measures.items():
         x, b = {p: f(v) for p, v in generated.items()}, {p: f(v) for p, v in (base or {}).items()}
-        every = resample(total, draws, seed, 'fidelity')@np.concatenate([*x.values()]); floor = np.concatenate([*b.values()]).mean() if b else np.nan
-        line = lambda measure, v, floor: pd.DataFrame([(measure, '(all)', v[0], total, *interval(v, total), floor, networks[judge])], columns=COLUMNS)
-        per = rows(
-            name,
-            {p: resample(n[p], draws, seed, 'fidelity', p) @ x[p] for p in x},
-            n,
-            {p: float(b[p].mean()) for p in x if p in b},
-            networks[judge],
-            worst='min',
-        )
-        out.append(pd.concat([line(name, every, floor), per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
-        if {p: len(v) for p, v in b.items()} == n:
-            out.append(
-                line(f'{name}_gain', resample(total, draws, seed, 'fidelity') @ np.concatenate([x[p] - b[p] for p in x]), 0.0).assign(
-                    ceiling=np.nan
-                )
-            )
-    return pd.concat(out, ignore_index=True)[[*COLUMNS[:-1], 'ceiling', 'network']]
+        same = {p: len(v) for p, v in b.items()} == n                            # base images of the same prompts and seeds
+        W = {p: leave_out(n[p]) for p in n}
+        under = lambda s: {p: W[p]@s[p] for p in n}
+        per = rows(name, under(x), n, under(b) if same else None, networks[judge], worst='min', mean=True)
+        top = whole(name, judge, x, b if same else None)
+        if b and not same: top['floor'] = np.concatenate([*b.values()]).mean()
+        out.append(pd.concat([top, per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
+        if same: out.append(whole(f'{name}_gain', judge, {p: x[p] - b[p] for p in x}, 0).assign(ceiling=np.nan))
+    k = COLUMNS.index('network')
+    return pd.concat(out, ignore_index=True)[[*COLUMNS[:k], 'ceiling', *COLUMNS[k:]]]

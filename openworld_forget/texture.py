@@ -9,7 +9,7 @@ __all__ = ['LUMA', 'band_energy', 'texture_table']
 import numpy as np, pandas as pd, torch
 from .core import ForgetError
 from .judges import check_images
-from .uncertainty import check_sets, mean_shift2, resample, rows
+from .uncertainty import brief, check_sets, leave_out, mean_shift2, rows
 
 # %% ../nbs/12_texture.ipynb #c006
 LUMA = (.2126, .7152, .0722)     # Rec. 709
@@ -29,32 +29,14 @@ def band_energy(images: torch.Tensor) -> np.ndarray:
     step = sum(c*c for c in LUMA)/255**2/12                                                                                # variance of the rounding
     return np.stack([10*np.log10(p[:, k == i].sum(1).numpy() + step*(k == i).sum().item()/(h*w)) for i in range(top + 1)], 1)
 
-def texture_table(base: dict, adapted: dict, floor: dict|None=None, *, seed: int=0, draws: int=1000) -> pd.DataFrame:
+def texture_table(base: dict, adapted: dict, floor: dict|None=None) -> pd.DataFrame:
     """Texture drift per prompt, mean and worst, from `band_energy` [n, K] of same-seed images: `texture_squared` (dB^2 per octave, unbiased)
     and `texture_fine` (dB, finest octave; negative is smoother)."""
     check_sets(base, adapted, floor)
-    W = {p: resample(len(base[p]), draws, seed, 'texture', p) for p in base}
-    n = {p: len(base[p]) for p in base}
+    n, W = {p: len(base[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}
     K = len(next(iter(base.values()))[0])
     name, out = f'luminance, {K} octaves', []
-    if min(n.values()) > 1:
-        out.append(
-            rows(
-                'texture_squared',
-                {p: mean_shift2(adapted[p] - base[p], W[p]) / K for p in base},
-                n,
-                {p: mean_shift2(floor[p] - base[p]) / K for p in base} if floor is not None else None,
-                name,
-            )
-        )
-    out.append(
-        rows(
-            'texture_fine',
-            {p: W[p] @ (adapted[p] - base[p])[:, -1] for p in base},
-            n,
-            {p: (floor[p] - base[p])[:, -1].mean() for p in base} if floor is not None else None,
-            name,
-            worst='min',
-        )
-    )
+    def every(f): return {p: f(p, adapted) for p in base}, n, {p: f(p, floor) for p in base} if floor is not None else None
+    if min(n.values()) > 1: out.append(rows('texture_squared', *every(lambda p, s: mean_shift2(s[p] - base[p], W[p])/K), name))
+    out.append(rows('texture_fine', *every(lambda p, s: W[p]@(s[p] - base[p])[:, -1]), name, worst='min', mean=True))
     return pd.concat(out, ignore_index=True)
