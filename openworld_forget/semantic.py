@@ -8,7 +8,7 @@ __all__ = ['STATS', 'ENOUGH', 'PRIOR_DF', 'SCORES', 'SHARES', 'checked', 'accura
            'clusters', 'resample_weights', 'Spread', 'spread', 'mean_interval', 'image_weights', 'by_subject',
            'speaks_for', 'contrast_interval', 'hierarchical_bootstrap', 'paired_bootstrap', 'measures', 'floor', 'holm',
            'sign_test', 'class_tests', 'dropped_classes', 'new_confusions', 'suspects', 'second_look', 'drift_table',
-           'concept_table', 'expected_floor']
+           'concept_table', 'split_half', 'reliability_note', 'expected_floor']
 
 # %% ../nbs/08_semantic.ipynb #c003
 import math
@@ -465,6 +465,39 @@ def concept_table(
         over = contrast_interval(s, y, b, (1, a), (-1, f), groups=groups) if f is not None and len(f) == 1 and _named(s)[0] in SCORES else (np.nan,)*2
         return _row(k, at(s, after, a), len(y), ends, np.nan if f is None else at(s, after, f), over=over)
     return pd.DataFrame([row(k, s, after) for k, (s, after) in specs.items()]).assign(concepts=len(a))
+
+# %% ../nbs/08_semantic.ipynb #c38c
+def split_half(
+    labels, base_pred, adapted_pred,   # [N]; adapted also [K, N]: the mean over K models
+    groups=None,                       # [N]: drawings; None: images
+    splits: int=200, seed: int=0,      # random halves
+) -> dict:
+    "Mean Spearman correlation `rho` over classes of the class drops on two halves of their drawings, number of `classes` with two or more, `drawings` a class."
+    y, b, a = checked(None, labels, base_pred, _rows(adapted_pred), rows=True)
+    g = clusters(y, groups)
+    of = np.zeros(g.max() + 1, np.int64)
+    of[g] = y
+    lost = (np.asarray([SCORES['accuracy_drop'](y, b, x) for x in a])).mean(0)
+    total, size = np.bincount(g, lost), np.bincount(g)
+    r, rhos = rng(seed, 'split half'), []
+    many = np.flatnonzero(np.bincount(of) > 1)
+    for _ in range(splits if len(many) > 2 else 0):
+        order = r.permutation(len(of))
+        rank = np.empty(len(of), np.int64)
+        for c in many: at = order[of[order] == c]; rank[at] = np.arange(len(at))
+        halves = []
+        for k in (0, 1):
+            at = np.isin(of, many) & (rank % 2 == k)
+            halves.append((np.bincount(of[at], total[at], y.max() + 1)/np.maximum(np.bincount(of[at], size[at], y.max() + 1), 1))[many])
+        if np.ptp(halves[0]) > 0 < np.ptp(halves[1]): rhos.append(spearmanr(*halves)[0])
+    return dict(rho=float(np.mean(rhos)) if rhos else np.nan, classes=len(many), drawings=float(np.bincount(of)[np.unique(of)].mean()))
+
+def reliability_note(s: dict) -> str:
+    "What a split-half reliability says of a chart of classes, in a sentence."
+    if np.isnan(s['rho']): return f'Split-half reliability: not to be had ({s["drawings"]:.1f} drawings a class).'
+    says = ('these are drops of *these drawings*, not of classes' if s['rho'] < .5 else
+            'the classes would be ranked alike on other drawings, roughly' if s['rho'] < .8 else 'the classes would be ranked alike on other drawings')
+    return f'Split-half reliability over drawings: **{s["rho"]:.2f}** ({s["classes"]} classes, {s["drawings"]:.1f} drawings each): {says}.'
 
 # %% ../nbs/08_semantic.ipynb #c040
 def expected_floor(
