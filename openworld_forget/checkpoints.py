@@ -212,7 +212,7 @@ FAMILIES = (                    # in the header: which words mean which base
 WIDTHS = {768: 'SD 1', 1024: 'SD 2', 2048: 'SDXL'}      # of the text states that cross-attention reads
 NAMES = (                       # in the tensors' names
     ('SDXL', r'(^|\.)(lora_te2_|text_encoder_2\.)|(input|output)_blocks|middle_block|add_embedding'),
-    ('Flux, SD 3 or another transformer', r'(^|_)transformer[._]|(double|single|joint)_(stream_)?blocks|(^|_)single_transformer'),
+    ('Flux, SD 3 or another transformer', r'^(base_model\.model\.)?(lora_)?transformer[._]|(double|single|joint)_(stream_)?blocks|single_transformer'),
 )
 
 def _made_for(meta, shapes=()):
@@ -222,6 +222,7 @@ def _made_for(meta, shapes=()):
         if re.search(word, said): return family
     for family, word in NAMES:
         if any(re.search(word, k) for k in shapes): return family
+    # the width of the text that cross-attention reads
     widths = {v[1] for k, v in dict(shapes).items() if re.search(r'attn2.*to_[kv]\b.*(down|lora_A)', k.replace('_lora', '.lora')) and len(v) > 1}
     return WIDTHS.get(min(widths, default=0))
 
@@ -361,20 +362,17 @@ def _delta(where, layer, t, module, c, family) -> dict[str, torch.Tensor]:
 # %% ../nbs/17_checkpoints.ipynb #c047
 WORD = re.compile(r'bundle_emb\.(.+?)\.([^.]+|string_to_param\.\*)')
 
-def _adapter(path) -> tuple[dict, dict]:
-    "(tensors, header) of an adapter file."
-    return _floats(path, load_tensors(path, finite=False)[0]), header(path)
-
 def _changes(base, path):
     "(parameter, difference) of every parameter that an adapter file changes, layer by layer."
-    tensors, meta = _adapter(path); _check_header(base, path, meta)
-    tensors = {k: v for k, v in tensors.items() if not k.startswith('bundle_emb.')}
+    meta = header(path); _check_header(base, path, meta)
+    tensors = {k: v for k, v in load_tensors(path, finite=False)[0].items() if not k.startswith('bundle_emb.')}
     family = _made_for(meta, {k: v.shape for k, v in tensors.items()})
     config = path.name == PEFT and (path.parent/PEFT_CONFIG).is_file()
     if not config and any(k.startswith('base_model.model.') for k in tensors):
         raise ForgetError(f'{path}: its {PEFT_CONFIG} is missing, so its scale (lora_alpha/r) is unknown. Put the file that peft wrote beside it as {PEFT}.')
-    said = _configs(path, meta)
-    for layer, roles in sorted(_entries(path, list(tensors), layer_names(base), config, family).items()):
+    entries, said = _entries(path, list(tensors), layer_names(base), config, family), _configs(path, meta)
+    tensors = _floats(path, tensors)
+    for layer, roles in sorted(entries.items()):
         part, name = layer.split('.', 1)
         module = getattr(base, part).get_submodule(name)
         t = {role: tensors[k].to(module.weight.device) for role, k in roles.items()}
@@ -451,8 +449,8 @@ def _side_embeddings(path) -> list[Path]:
 
 def _words(base, w, path):
     "A world with the words that belong to an adapter file: bundled in it, or beside it."
-    tensors = {k: v for k, v in _adapter(path)[0].items() if k.startswith('bundle_emb.')}; new = {}
-    for k, v in tensors.items():
+    tensors, new = {k: v for k, v in load_tensors(path, finite=False)[0].items() if k.startswith('bundle_emb.')}, {}
+    for k, v in _floats(path, tensors).items():
         m = WORD.fullmatch(k)
         if not m or m[2] not in BARE or m[1] in new:
             raise ForgetError(f'{path}: the bundled embedding {k!r} is not read. {_for_another("SDXL") if m and m[2] in OTHERS else "It is of no known kind."}')
