@@ -43,8 +43,8 @@ def _listed(folder):
 # %% ../nbs/17_checkpoints.ipynb #c030
 # a name in any of these ways belongs to an adapter: read, or refused as a kind that is not read
 ADAPTER = re.compile(
-    r'^(lora|lycoris|lllite)_|lora_|[._]lora\.|hada_|lokr_|oft_|boft_|dora_scale|^bundle_emb\.|^base_model\.model\.|'
-    r'\.(diff|diff_b|w_norm|b_norm|on_input|alpha)$'
+    r'^(lora_(unet|te\d?|transformer)|lycoris|lllite)(_|\.)|\.(lora|hada|lokr|oft|boft|vera)_|[._]lora\.(up|down|alpha)|^bundle_emb\.|^base_model\.model\.|'
+    r'\.(dora_scale|diff|diff_b|w_norm|b_norm|on_input|alpha)$'
 )
 SINGLE = ('model.diffusion_model.', 'first_stage_model.', 'cond_stage_model.', 'conditioner.', 'model_ema.', 'control_model.')
 BARE = ('emb_params', 'clip_l', '*', 'string_to_param.*')        # an embedding without a word: the word is the file's name
@@ -57,7 +57,7 @@ def _embeds(shapes) -> bool:
 
 def _file_kind(path, shapes) -> str:
     if not shapes: raise ForgetError(f'{path} holds no tensors: the file is empty. Save it again with the tool that made it.')
-    if any('custom_diffusion' in k for k in shapes): return 'custom'
+    if any('_custom_diffusion.' in k for k in shapes): return 'custom'
     if any(k.startswith(SINGLE) for k in shapes):
         family = 'SDXL' if any('conditioner.' in k for k in shapes) else 'SD 2' if any('cond_stage_model.model.' in k for k in shapes) else 'SD 1'
         raise ForgetError(
@@ -207,7 +207,8 @@ def _role(key, whole=False):
 
 # %% ../nbs/17_checkpoints.ipynb #c041
 FAMILIES = (                    # in the header: which words mean which base
-    ('SDXL', 'xl'), ('Flux', 'flux'), ('SD 3', r'sd_?3|diffusion-3|diffusion-v3'), ('SD 2', r'sd_v2|diffusion-v2'), ('SD 1', r'sd_v1|diffusion-v1')
+    ('SDXL', 'sd_?xl|diffusion-xl'), ('Flux', 'flux'), ('SD 3', r'sd_?3|diffusion-3|diffusion-v3'),
+    ('SD 2', r'sd_v2|diffusion-v2'), ('SD 1', r'sd_v1|diffusion-v1'),
 )
 WIDTHS = {768: 'SD 1', 1024: 'SD 2', 2048: 'SDXL'}      # of the text states that cross-attention reads
 NAMES = (                       # in the tensors' names
@@ -224,14 +225,14 @@ def _made_for(meta, shapes=()):
         if any(re.search(word, k) for k in shapes): return family
     # the width of the text that cross-attention reads
     widths = {v[1] for k, v in dict(shapes).items() if re.search(r'attn2.*to_[kv]\b.*(down|lora_A)', k.replace('_lora', '.lora')) and len(v) > 1}
-    return WIDTHS.get(min(widths, default=0))
+    return WIDTHS.get(min(widths, default=0)) or said.strip() or None
 
 def _for_another(family): return f'It was made for another base ({family}).' if family else 'It was made for another base model.'
 
 def _check_header(base, path, meta):
     "Refuse a file whose header says that it was made for another kind of base: shapes do not always show it."
     family, own = _made_for(meta), WIDTHS.get(base.unet.config.cross_attention_dim)
-    if family and (family not in ('SD 1', 'SD 2') or (own and family != own)):
+    if family in dict(FAMILIES) and (family not in ('SD 1', 'SD 2') or (own and family != own)):
         raise ForgetError(f'{path}: {_for_another(family)} Its header says so; this base is {own or base.spec.name}.')
     said = {'v': 'v_prediction'}.get(p := meta.get('modelspec.prediction_type', base.prediction), p)
     if said != base.prediction:

@@ -12,7 +12,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_p
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from openworld_forget.checkpoints import checkpoint_kind, differences, header, load_adapted
+from openworld_forget.checkpoints import checkpoint_kind, differences, header, layer_names, load_adapted
 from openworld_forget.core import ForgetError, generator, load_tensors
 from openworld_forget.customize import Adaptation, adapt, save_adapted
 from openworld_forget.worlds import clone, load_world, save_world, tiny_world
@@ -239,14 +239,16 @@ KINDS = {
              lambda t: (t['hada_w1_a'] @ t['hada_w1_b'])*(t['hada_w2_a'] @ t['hada_w2_b']), 4),
     'loha conv': (RES, lambda o, i: dict(hada_w1_a=r(o, 4), hada_w1_b=r(4, i*9), hada_w2_a=r(o, 4), hada_w2_b=r(4, i*9)),
                   lambda t: (t['hada_w1_a'] @ t['hada_w1_b'])*(t['hada_w2_a'] @ t['hada_w2_b']), 4),
-    'loha tucker': (RES, lambda o, i: dict(hada_t1=r(4, 4, 3, 3), hada_w1_a=r(4, o), hada_w1_b=r(4, i), hada_t2=r(4, 4, 3, 3), hada_w2_a=r(4, o), hada_w2_b=r(4, i)),
+    'loha tucker': (RES, lambda o, i: {
+        f'hada_{k}': v for x in '12' for k, v in ((f't{x}', r(4, 4, 3, 3)), (f'w{x}_a', r(4, o)), (f'w{x}_b', r(4, i)))},
                     lambda t: tucker(t['hada_t1'], t['hada_w1_a'], t['hada_w1_b'])*tucker(t['hada_t2'], t['hada_w2_a'], t['hada_w2_b']), 4),
     'lokr whole': (TO_Q, lambda o, i: dict(lokr_w1=r(4, 4), lokr_w2=r(o//4, i//4)), lambda t: torch.kron(t['lokr_w1'], t['lokr_w2']), None),
     'lokr w2': (TO_Q, lambda o, i: dict(lokr_w1=r(4, 2), lokr_w2_a=r(o//4, 3), lokr_w2_b=r(3, i//2)),
                 lambda t: torch.kron(t['lokr_w1'], t['lokr_w2_a'] @ t['lokr_w2_b']), 3),
     'lokr w1': (TO_Q, lambda o, i: dict(lokr_w1_a=r(4, 3), lokr_w1_b=r(3, 4), lokr_w2=r(o//4, i//4)),
                 lambda t: torch.kron(t['lokr_w1_a'] @ t['lokr_w1_b'], t['lokr_w2']), 3),
-    'lokr conv': (RES, lambda o, i: dict(lokr_w1=r(4, 4), lokr_w2=r(o//4, i//4, 3, 3)), lambda t: torch.kron(t['lokr_w1'][..., None, None], t['lokr_w2']), None),
+    'lokr conv': (RES, lambda o, i: dict(lokr_w1=r(4, 4), lokr_w2=r(o//4, i//4, 3, 3)),
+                  lambda t: torch.kron(t['lokr_w1'][..., None, None], t['lokr_w2']), None),
     'lokr conv product': (RES, lambda o, i: dict(lokr_w1=r(4, 4), lokr_w2_a=r(o//4, 3), lokr_w2_b=r(3, i//4*9)),
                           lambda t: torch.kron(t['lokr_w1'][..., None, None], (t['lokr_w2_a'] @ t['lokr_w2_b']).reshape(8, 8, 3, 3)), 3),
     'lokr tucker': (RES, lambda o, i: dict(lokr_w1=r(4, 4), lokr_t2=r(3, 3, 3, 3), lokr_w2_a=r(3, o//4), lokr_w2_b=r(3, i//4)),
@@ -290,7 +292,7 @@ def test_a_dora_under_kohyas_names_is_what_peft_predicts(base, tmp_path):
             if 'magnitude' in k: p.mul_(1.2 + r(*p.shape))
     names = dict(A='lora_down.weight', B='lora_up.weight', m='dora_scale'); f = {}
     for k, v in get_peft_model_state_dict(u).items():
-        n, _, end = k.partition('.lora_'); f[f'{kohya(n)}.{names[end[0]]}'] = v; f[f'{kohya(n)}.alpha'] = torch.tensor(6.)
+        n, _, end = k.partition('.lora_'); f[f'{kohya(n)}.{names[end[0]]}'] = v.flatten() if end[0] == 'm' else v; f[f'{kohya(n)}.alpha'] = torch.tensor(6.)
     assert same(load_adapted(base, write(tmp_path/'dora.safetensors', f)), base.but(unet=u), 2e-5) and not same(base.but(unet=u), base, 1e-3)
 
 # ---- made for another base
@@ -311,7 +313,8 @@ def test_a_file_for_another_base_says_which(base, tmp_path, keys, meta, said):
     refused(base, write(tmp_path/'a.safetensors', {k: r(*v) for k, v in keys.items()}, meta), said)
 
 def test_the_header_can_be_read_and_may_say_what_it_likes(base, tmp_path):
-    f, deltas = pairs(base, [TO_Q]); meta = {'meta': 'not json', 'ss_base_model_version': 'sd_v1', 'ss_network_module': 'lycoris.kohya', 'modelspec.prediction_type': 'epsilon'}
+    f, deltas = pairs(base, [TO_Q])
+    meta = {'meta': 'not json', 'ss_base_model_version': 'sd_v1', 'ss_network_module': 'lycoris.kohya', 'modelspec.prediction_type': 'epsilon'}
     exact(base, write(tmp_path/'a.safetensors', f, meta), deltas); assert header(tmp_path/'a.safetensors') == meta
     for text in ('5', '[1]', '"adaptation"', '{'): assert load_tensors(write(tmp_path/'b.safetensors', f, {'meta': text}))[1] == {}
 
@@ -349,7 +352,8 @@ def test_a_word_of_the_base_is_refused(mini, tmp_path, word):
     f, _ = pairs(mini, attention(mini)[:1])
     if word: refused(mini, write(tmp_path/'b.safetensors', f | {f'bundle_emb.{word}.string_to_param.*': r(2, 128)}), 'vocabulary')
 
-@pytest.mark.parametrize('value, said', [(r(31), 'this base needs [1, 32]'), (r(2, 3, 32), 'kind'), (torch.full((32,), float('nan')), 'non-finite'), (r(0, 32), 'shape')])
+@pytest.mark.parametrize('value, said', [(r(31), 'this base needs [1, 32]'), (r(2, 3, 32), 'kind'), (torch.full((32,), float('nan')), 'non-finite'),
+                                         (r(0, 32), 'shape')])
 def test_embeddings_that_are_none(base, tmp_path, value, said): refused(base, write(tmp_path/'a.safetensors', {'<a>': value}), said)
 
 def test_words_bundled_in_a_lora(base, tmp_path):
@@ -407,7 +411,8 @@ def test_what_cannot_be_read_gives_the_true_reason(base, tmp_path):
     for key, family in (('cond_stage_model.transformer.x', 'SD 1'), ('cond_stage_model.model.x', 'SD 2'), ('conditioner.embedders.0.x', 'SDXL')):
         refused(base, write(tmp_path/'m.safetensors', {'model.diffusion_model.out.2.bias': r(4), key: r(2)}), 'single-file', family, 'from_single_file')
     refused(base, write(tmp_path/'n.safetensors', {'conv_in.weight': r(4, 4, 3, 3)}), 'config.json')
-    f, _ = pairs(base, [TO_Q]); save_world(base, tmp_path/'p'); write(tmp_path/'p/pytorch_lora_weights.safetensors', f); refused(base, tmp_path/'p', 'choose one')
+    f, _ = pairs(base, [TO_Q]); save_world(base, tmp_path/'p')
+    write(tmp_path/'p/pytorch_lora_weights.safetensors', f); refused(base, tmp_path/'p', 'choose one')
 
 # ---- whole networks
 
@@ -529,7 +534,8 @@ def test_our_own_runs_have_strength_and_differences(base, tmp_path, kind):
         for p in params.values(): p.add_(.1*torch.randn(p.shape, generator=G))
     save_adapted(tmp_path/'adapter.safetensors', base, params, a, 'x')
     for s in (1., .5, 0.):
-        w, d = load_adapted(base, tmp_path, strength=s), differences(base, tmp_path); made = base.but(unet=clone(base.unet), text_encoder=clone(base.text_encoder))
+        w, d = load_adapted(base, tmp_path, strength=s), differences(base, tmp_path)
+        made = base.but(unet=clone(base.unet), text_encoder=clone(base.text_encoder))
         with torch.no_grad():
             for k, v in d.items(): part, name = k.split('.', 1); getattr(made, part).get_parameter(name).add_(s*v)
         assert torch.allclose(probe(w, 'a x'), probe(made, 'a x'), atol=1e-5) and (s == 0) == torch.allclose(probe(w, 'a x'), probe(base, 'a x'), atol=1e-6)
@@ -539,3 +545,24 @@ def test_merged_by_peft_is_our_sum(base, tmp_path):
     merged = PeftModel.from_pretrained(clone(base.unet), tmp_path).merge_and_unload()
     for k, v in differences(base, tmp_path).items():
         k = k.removeprefix('unet.'); assert torch.allclose(merged.get_parameter(k), base.unet.get_parameter(k) + v, atol=1e-6)
+
+# ---- the real layout
+
+def test_every_real_name_of_stable_diffusion_1_has_one_place():
+    "192 layers of the denoiser and 72 of the text encoder that kohya's trainer adapts; nothing is ambiguous."
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+    with torch.device('meta'):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+    names = layer_names(tiny_world().but(unet=unet, text_encoder=text))
+    known = lambda start, ends: {v for k, v in names.items() if k.startswith(start) and k.endswith(ends)}
+    inner = ('to_q', 'to_k', 'to_v', 'to_out_0', 'ff_net_0_proj', 'ff_net_2', 'proj_in', 'proj_out')
+    assert len({v for v in known('lora_unet_', inner) if 'attentions' in v}) == 192
+    assert len(known('lora_te_text_model_encoder_layers_', ('_proj', 'fc1', 'fc2'))) == 72
+    assert names['lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj'] == 'unet.up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj'
+    assert len({v for v in names.values() if v.startswith('unet.')}) == sum(k.endswith('.weight') for k in unet.state_dict())
+
+def test_words_that_look_like_layers_are_words(base, tmp_path):
+    for word in ('<lora_style>', '<soft_light>', '<my_custom_diffusion>', '<dora_scale>'):
+        assert load_adapted(base, write(tmp_path/'a.safetensors', {word: r(2, 32)})).spec.token == word
