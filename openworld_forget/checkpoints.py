@@ -6,7 +6,8 @@
 __all__ = ['LORA', 'CUSTOM', 'OWN', 'PEFT', 'PEFT_CONFIG', 'LEARNED', 'PICKLES', 'EXPECTED', 'PICKLED', 'ADAPTER', 'SINGLE',
            'BARE', 'OTHERS', 'HADA', 'FORMULAS', 'BESIDE', 'A', 'ROLES', 'WHOLE', 'FAMILIES', 'WIDTHS', 'NAMES', 'READ',
            'WITHOUT_EFFECT', 'STARTS', 'UNREAD', 'WORD', 'OLD', 'NO_MEANING', 'TEXT_FIELDS', 'BETAS', 'ADDING',
-           'READERS', 'header', 'checkpoint_kind', 'dora', 'layer_names', 'add_token', 'load_adapted', 'differences']
+           'READERS', 'header', 'checkpoint_kind', 'dora', 'layer_names', 'add_token', 'load_adapted',
+           'checkpoint_files', 'differences']
 
 # %% ../nbs/17_checkpoints.ipynb #c003
 import copy, inspect, itertools, json, math, re
@@ -82,7 +83,8 @@ def _choice(p, files):
 def _folder_kind(p) -> tuple[str, Path]:
     files = _listed(p)
     if (p/'model_index.json').is_file():
-        if (p/LORA).is_file(): raise ForgetError(f'{p} holds a pipeline and a LoRA ({LORA}): choose one. Give the path of the file, or move it.')
+        if both := [n for n in (LORA, PEFT) if (p/n).is_file()]:
+            raise ForgetError(f'{p} holds a pipeline and a LoRA ({both[0]}): choose one. Give the path of the file, or move it.')
         return 'pipeline', p
     if (p/'config.json').is_file() and not any((p/n).is_file() for n in (OWN, LORA, CUSTOM, PEFT)): return 'unet', p
     for name in (OWN, LORA, CUSTOM, PEFT):
@@ -221,11 +223,12 @@ def _made_for(meta, shapes=()):
     said = ' '.join(meta.get(k, '') for k in ('ss_base_model_version', 'modelspec.architecture')).lower()
     for family, word in FAMILIES:
         if re.search(word, said): return family
-    for family, word in NAMES:
-        if any(re.search(word, k) for k in shapes): return family
     # the width of the text that cross-attention reads
     widths = {v[1] for k, v in dict(shapes).items() if re.search(r'attn2.*to_[kv]\b.*(down|lora_A)', k.replace('_lora', '.lora')) and len(v) > 1}
-    return WIDTHS.get(min(widths, default=0)) or said.strip() or None
+    if widths & set(WIDTHS): return WIDTHS[min(widths & set(WIDTHS))]
+    for family, word in NAMES:
+        if any(re.search(word, k) for k in shapes): return family
+    return said.strip() or None
 
 def _for_another(family): return f'It was made for another base ({family}).' if family else 'It was made for another base model.'
 
@@ -315,7 +318,10 @@ def _entries(path, keys, names, whole, family) -> dict[str, dict[str, str]]:
         if (layer := _layer(names, text)) is None: lost.append(k)
         elif role in out[layer]: raise ForgetError(f'{path}: {out[layer][role]!r} and {k!r} are both for {layer}. Remove one of them.')
         else: out[layer][role] = k
-    if lost: raise ForgetError(f'{path}: this base has no layer for {sorted(lost)[0]!r} ({len(lost)} of {len(keys)} tensors). {_for_another(family)}')
+    if lost:
+        original = family == 'SD 1' and any('put_blocks' in k for k in lost)
+        why = 'Its layers have the names of the original single-file layout: save it under the names of diffusers.' if original else _for_another(family)
+        raise ForgetError(f'{path}: this base has no layer for {sorted(lost)[0]!r} ({len(lost)} of {len(keys)} tensors). {why}')
     return out
 
 def _placed(where, what, d, weight, family):
@@ -678,11 +684,22 @@ def load_adapted(
     given = Path(path).expanduser()
     return freeze(w).but(label=label or (given.resolve().name if given.is_dir() else given.stem))
 
+# %% ../nbs/17_checkpoints.ipynb #c060
+def checkpoint_files(path: Path|str) -> list[Path]:
+    "Everything that reading a checkpoint looks at: the file or folder, and what counts beside it. A result depends on the content of all of them."
+    kind, p = checkpoint_kind(path)
+    beside = {
+        'lora': lambda: [*_side_embeddings(p), *([f] if p.name == PEFT and (f := p.parent/PEFT_CONFIG).is_file() else [])],
+        'custom': lambda: _tokens_beside(p),
+        'unet': lambda: [f for f in [p.resolve().parent/'scheduler/scheduler_config.json'] if f.is_file()],
+    }
+    return [p, *beside.get(kind, list)()]
+
 # %% ../nbs/17_checkpoints.ipynb #c057
 def differences(base: World, path: Path|str) -> dict[str, torch.Tensor]:
     """Parameter ('unet.mid_block...weight', 'text_encoder...') -> what a checkpoint adds to it, in float32, for every parameter that it changes.
 
-    The first of two checkpoints' differences can be added, compared and scaled. Rows of new words are not in it: they have no counterpart."""
+    Differences of several checkpoints can be added, compared and scaled. Rows of new words are not in it: the base has no counterpart."""
     kind, p = checkpoint_kind(path)
     if kind == 'lora': return dict(_changes(base, p))
     if kind == 'peft': return dict(itertools.chain(*(_changes(base, f) for part in ('unet', 'text_encoder') if (f := p/part/PEFT).is_file())))
