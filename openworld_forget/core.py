@@ -131,16 +131,24 @@ def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict
         )
 
 def _read(path, tensor):
-    "`tensor(file, name)` of every tensor of a safetensors file, and its meta."
+    "`tensor(file, name)` of every tensor of a safetensors file, and its meta ({} where `meta` is another writer's text)."
     path = Path(path)
     if not path.is_file(): raise ForgetError(f'Weights {path} do not exist. Check the path, or make them again.')
     try:
-        with safe_open(path, 'pt') as f: return {k: tensor(f, k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
+        with safe_open(path, 'pt') as f: out, text = {k: tensor(f, k) for k in f.keys()}, (f.metadata() or {}).get('meta', '{}')
     except Exception as e:
-        raise ForgetError(
-            f'{path} is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be '
-            f'made again.'
-        ) from None
+        with open(path, 'rb') as f: head = f.read(200).lstrip().lower()
+        what = (
+            'is a git-lfs pointer, not the file itself: get it with `git lfs pull`, or download it' if head.startswith(b'version https://git-lfs')
+            else 'is an HTML page, not the file itself: a download link that led to a page; download it again' if head.startswith((b'<!doctype', b'<html'))
+            else 'is empty (no bytes): download it, or make it, again' if not head
+            else 'is a pickle or zip file with another name: pickles (.bin, .ckpt, .pt) are not read' if head.startswith((b'pk\x03\x04', b'\x80'))
+            else f'is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be made again'
+        )
+        raise ForgetError(f'{path} {what}.') from None
+    try: meta = json.loads(text)
+    except ValueError: meta = {}
+    return out, meta if isinstance(meta, dict) else {}
 
 def load_tensors(path: Path|str, finite: bool=True) -> tuple[dict, dict]:
     "Read `(tensors, meta)` of a safetensors file; missing, damaged and non-finite files are `ForgetError`s."

@@ -7,13 +7,12 @@ __all__ = ['WORLDS', 'WorldSpec', 'register', 'spec_of', 'provider', 'World', 'd
            'byte_alphabet', 'sd_schedule', 'tiny_world', 'save_world']
 
 # %% ../nbs/01_worlds.ipynb #c003
-import copy, importlib, os
+import copy, importlib, itertools, os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import nn
-from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from .core import ForgetError, Record, check_finite, choose, content_key, generator, read_json, root, write_json
@@ -90,17 +89,16 @@ class World:
         return replace(self, **parts, label=label or self.label, _key=None)
 
     def tokens(self, prompts: list[str]) -> torch.Tensor:
-        "Token ids [n, length]; a prompt that does not fit is an error, not a silent cut."
-        # a word of several vectors
-        prompts = TextualInversionLoaderMixin().maybe_convert_prompt([prompts] if isinstance(prompts, str) else list(prompts), self.tokenizer)
-        ids = (
-            self.tokenizer(prompts, padding='max_length', max_length=self.tokenizer.model_max_length, return_tensors='pt').input_ids
-            if prompts
-            else torch.empty(0, self.tokenizer.model_max_length, dtype=torch.long)
-        )
-        if ids.shape[1] > self.tokenizer.model_max_length:
-            raise ForgetError(f'A prompt has {ids.shape[1]} tokens; this world reads {self.tokenizer.model_max_length}: {max(prompts, key=len)!r}.')
-        return ids.to(self.device)
+        "Token ids [n, length]; a word of several vectors enters with all of them; a prompt that does not fit is an error, not a silent cut."
+        prompts, length = [prompts] if isinstance(prompts, str) else list(prompts), self.tokenizer.model_max_length
+        added, vectors = self.tokenizer.added_tokens_encoder, {}
+        for word, i in added.items():                        # <w> stands for <w>, <w>_1, <w>_2, ...
+            vectors[i] = [i, *itertools.takewhile(lambda j: j is not None, (added.get(f'{word}_{k}') for k in itertools.count(1)))]
+        rows = [[j for i in row for j in vectors.get(i, (i,))] for row in (self.tokenizer(prompts).input_ids if prompts else ())]
+        if rows and (n := max(map(len, rows))) > length:
+            raise ForgetError(f'A prompt has {n} tokens; this world reads {length}: {prompts[[len(r) for r in rows].index(n)]!r}.')
+        pad = self.tokenizer.pad_token_id
+        return torch.tensor([r + [pad]*(length - len(r)) for r in rows], dtype=torch.long).view(-1, length).to(self.device)
 
     def encode_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
         "Text states [n, length, width]."

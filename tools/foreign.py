@@ -1,4 +1,4 @@
-"""Customize the mini world with diffusers and peft alone, and write every kind of file that `load_adapted` reads.
+"""Customize the mini world with diffusers and peft alone, and write the commonest kinds of file that `load_adapted` reads.
 
     python tools/foreign.py [--subject cat-noto] [--steps 150] [--out outputs/foreign]
 
