@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ForgetError', 'choose', 'numbers', 'seed_for', 'generator', 'rng', 'noise', 'content_key', 'atomic', 'write_text',
            'write_json', 'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'tensor_shapes', 'cached',
-           'Record', 'root', 'outputs', 'source_key', 'manifest']
+           'Record', 'root', 'outputs', 'shared_cache', 'source_key', 'manifest']
 
 # %% ../nbs/00_core.ipynb #c003
 import difflib, hashlib, json, os, platform, resource, subprocess, tempfile, time
@@ -192,6 +192,10 @@ def root() -> Path:
 def outputs() -> Path:
     "Where results are written: `OWF_OUTPUTS`, or `outputs/` of the project."
     return Path(os.environ.get('OWF_OUTPUTS') or root()/'outputs')
+
+def shared_cache() -> Path:
+    "Where things lie that every outputs folder can use, by content: `OWF_CACHE`, or `.cache/` of the project."
+    return Path(os.environ.get('OWF_CACHE') or root()/'.cache')
 
 def source_key() -> str:
     "Content key of the package's source: results made by other code are not reused."
