@@ -60,7 +60,8 @@ def what_it_is(head: bytes) -> tuple[str, str]|None:
 def _tiff_reason(path: Path, head: bytes) -> str|None:
     "Why Pillow knows no pixel mode for a TIFF that is otherwise whole; None where it is none, or damaged."
     try:
-        with open(path, 'rb') as f:
+        with open(path, 'rb') as f, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
             f.seek(len(head))
             tags = TiffImagePlugin.ImageFileDirectory_v2(head[:8] if head[2:4] in (b'*\0', b'\0*') else head[:16])
             f.seek(tags.next)
@@ -105,6 +106,7 @@ def _eight_bits(im, white: int, inverted: bool) -> Image.Image:
     v = np.clip(a*(255/white), 0, 255)
     out = Image.fromarray(np.uint8((255 - v if inverted else v) + .5))
     if isinstance(t := im.info.get('transparency'), int): out.putalpha(Image.fromarray(np.uint8(255*(a != t))))
+    out.info = {k: v for k, v in im.info.items() if k == 'icc_profile'}
     return out
 
 def _decode(im, path: Path) -> Image.Image:

@@ -288,7 +288,7 @@ def _room(f: Path, size: int):
 def _read_drawings(f: Path, n: int) -> np.ndarray|None:
     "The array of a file, mapped, or None where there is none, or not all of it."
     try: a = np.load(f, mmap_mode='r')
-    except FileNotFoundError: return None
+    except (FileNotFoundError, NotADirectoryError): return None
     except (ValueError, EOFError): return None                # cut by a full disk or a copy that broke off: drawn again
     except OSError as e: raise ForgetError(f'{f} cannot be read ({e.strerror or e}). Delete it, or set OWF_CACHE to another folder.') from None
     return a if a.shape == (n, SIDE, SIDE, 4) and a.dtype == np.uint8 else None
