@@ -414,7 +414,8 @@ PARTS = STRUCTURE | {'train', 'training', 'test', 'testing', 'val', 'valid', 'va
 def _check_classes(d: Path, names: list[str], wanted: str):
     "A `ForgetError` when the folders of a benchmark are not classes, or not told apart in a prompt."
     low = {n.lower() for n in names}
-    if len(names) < 2: raise ForgetError(f'{d} has {len(names)} class folders ({", ".join(names) or "none"}); it needs two or more. {wanted}')
+    if len(names) < 2:
+        raise ForgetError(f'{d} has {len(names)} class folder{"" if names else "s"} ({", ".join(names) or "none"}); it needs two or more. {wanted}')
     if low <= PARTS or low & STRUCTURE: raise ForgetError(f'{d} holds {", ".join(names[:4])}: parts of a data set as it was downloaded, not classes. {wanted}')
     odd = [n for n in names if not re.search('[^\\W\\d_]', n) or re.match(r'n\d{8}(\b|_)|\d{3,}[._-]|\d+\.', n)]
     if odd: raise ForgetError(f'{d}: the class names {", ".join(map(repr, odd[:4]))} are numbers, and a prompt would say "a photo of a {odd[0]}". {wanted}')

@@ -405,8 +405,8 @@ def test_hidden_folders_and_files_are_no_classes_and_no_pictures(data, capsys):
 
 LAYOUTS = {
     'pets, as downloaded':     (['images', 'annotations/trimaps'], ['images', 'parts of a data set']),
-    'one folder of pictures':  (['images'], ['1 class folders', 'two or more']),
-    'one class':               (['cat'], ['1 class folders']),
+    'one folder of pictures':  (['images'], ['1 class folder', 'two or more']),
+    'one class':               (['cat'], ['1 class folder']),
     'flat':                    ([''], ['outside of class folders']),
     'train and test':          (['train/cat', 'train/dog', 'test/cat'], ['parts of a data set']),
     'a folder too many':       (['vehicles/car', 'animals/cat'], ['holds no pictures but folders', 'cat']),
@@ -451,7 +451,7 @@ def test_a_world_without_data_is_refused_without_its_weights(data):
     (data/'benchmarks/cifar-10-python.tar.gz').write_bytes(b'x')
     refused(lambda: check_data(FOLDERS), 'cifar-10-python.tar.gz', 'unpack')
     classes(data, 'a/cat', 'a/dog', 'z/images')
-    refused(lambda: check_data(FOLDERS), 'z has 1 class folders')
+    refused(lambda: check_data(FOLDERS), 'z has 1 class folder')
     check_data(FOLDERS, benchmarks=1)                                      # only those that the study measures
     refused(lambda: check_data(FOLDERS, ['rex'], 1), 'No subjects at')
     own(data)
