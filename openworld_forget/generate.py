@@ -6,6 +6,7 @@
 __all__ = ['generate', 'grid']
 
 # %% ../nbs/04_generate.ipynb #c003
+import operator
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
@@ -26,10 +27,14 @@ def generate(
     desc: str='generate',
 ) -> torch.Tensor:              # uint8 [n, 3, H, W]
     "Images of `prompts` from the noise of `seeds`."
+    if isinstance(prompts, str): raise ForgetError(f'The prompts are one text ({prompts[:40]!r}). Give a list, one prompt per image.')
+    if steps is not None and steps < 1: raise ForgetError(f'{steps} sampling steps: give 1 or more, or None for the default of the world.')
+    try: seeds = [operator.index(s) for s in seeds]
+    except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
     if len(prompts) != len(seeds): raise ForgetError(f'{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt.')
     if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
     steps, guidance = steps or world.spec.sampling_steps, world.spec.guidance if guidance is None else guidance
-    f = Path(cache)/f'images-{content_key(world.key, prompts, [int(s) for s in seeds], steps, guidance)}.safetensors' if cache else None
+    f = Path(cache)/f'images-{content_key(world.key, prompts, seeds, steps, guidance)}.safetensors' if cache else None
     def make():
         pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
         text = dict(zip(names, world.encode_text(names)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIP_STATS', 'IMAGENET_STATS', 'LPIPS_STATS', 'check_images', 'resize_crop', 'Judge', 'clip_judge',
            'efficientnet_judge', 'read_arrays', 'AlexLpips', 'lpips_judge', 'dino_judge', 'feature_judge', 'judges_of',
-           'check_features', 'unit']
+           'check_judges', 'check_features', 'unit']
 
 # %% ../nbs/09_judges.ipynb #c003
 import importlib.util, json, pickle
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.utils import cached_file
-from .core import ForgetError, cached, check_finite, choose, content_key, numbers, root
-from .worlds import WorldSpec, default_device
+from .core import ForgetError, cached, check_finite, choose, content_key, numbers
+from .worlds import WorldSpec, default_device, find_source, is_own
 
 # %% ../nbs/09_judges.ipynb #c006
 def check_images(
@@ -104,15 +104,16 @@ IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
 
 def _locate(source: str, revision: str|None) -> tuple[str, str|None, str]:
     "(path or hub id, revision, printed name) of a network."
-    local = Path(source) if Path(source).is_absolute() else root()/source
-    if not local.is_dir(): return source, revision, source + (f'@{revision[:7]}' if revision else '')
-    weights = sorted(local.glob('*.safetensors'))
-    return str(local), None, local.name + (f'@{content_key(weights)[:7]}' if weights else '')
+    folder = find_source(source, revision, f'Judge {source!r}', ('',), pinned=False)
+    if folder is None: return source, revision, source + (f'@{revision[:7]}' if revision else '')
+    if folder.parent.name == 'snapshots': return str(folder), None, f'{source}@{folder.name[:7]}'          # the hub's, in this machine's cache
+    return str(folder), None, folder.name + f'@{content_key(sorted(folder.glob("*.safetensors")))[:7]}'
 
 def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
     try: m = cls.from_pretrained(source, revision=revision, **kw)
     except Exception as e: raise ForgetError(f'Judge {source}: its {cls.__name__} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). '
-        'Restore the folder (`git checkout weights`), train it (`make mini`), or check the hub id, its revision and your connection.') from None
+        + ('Restore the folder (`git checkout weights`) or train it (`make mini`).' if is_own(source) else
+           'Save or fetch it again; check the path, or the hub id, its revision and your connection.')) from None
     if isinstance(m, torch.nn.Module): check_finite(m.state_dict(), str(source)); m = m.eval().requires_grad_(False).to(device)
     return m
 
@@ -249,11 +250,21 @@ def _dino(src, revision, name, device):
 def feature_judge(name: str) -> Judge:
     "The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally `id@revision`) or folder."
     if '/' not in name: return {'efficientnet-lite0': efficientnet_judge}[choose(name, ['efficientnet-lite0'], 'feature judge')]()
-    source, _, revision = name.partition('@'); return dino_judge(source, revision or None)
+    return dino_judge(*_feature_source(name))
+
+def _feature_source(name: str) -> tuple[str, str|None]:
+    source, _, revision = name.partition('@')
+    return source, revision or None
 
 def judges_of(spec: WorldSpec) -> dict[str, Judge]:
     "A world's judges: `clip` (images and text), `features` (images) and `lpips` (pairs of images)."
     return dict(clip=clip_judge(spec.clip, spec.clip_revision), features=feature_judge(spec.features), lpips=lpips_judge())
+
+def check_judges(spec: WorldSpec):
+    "A `ForgetError` unless the networks that judge a world can be had; none is loaded."
+    find_source(spec.clip, spec.clip_revision, f'Judge {spec.clip!r}', ('',), pinned=False)
+    if '/' not in spec.features: choose(spec.features, ['efficientnet-lite0'], 'feature judge')
+    else: find_source(*_feature_source(spec.features), f'Judge {spec.features!r}', ('',), pinned=False)
 
 # %% ../nbs/09_judges.ipynb #c033
 def check_features(f, what='features') -> np.ndarray:

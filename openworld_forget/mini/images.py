@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['STYLES', 'PACKAGES', 'BENCHMARKS', 'CAT_MOODS', 'MONKEYS', 'DROP_GROUPS', 'KEEP', 'DROP_NAMES', 'DROP_PARTS',
            'SUBJECTS', 'COLORS', 'SIDE', 'TEMPLATE', 'design', 'node_modules', 'matrix', 'available', 'concepts',
-           'subject_drawings', 'splits', 'svg', 'draw', 'drawings', 'place', 'compose', 'to_bytes', 'compositions',
-           'pool', 'sampling', 'facts_of', 'composer', 'caption']
+           'subject_drawings', 'splits', 'svg', 'draw', 'draw_once', 'drawings', 'place', 'compose', 'to_bytes',
+           'compositions', 'pool', 'sampling', 'facts_of', 'composer', 'caption']
 
 # %% ../../nbs/mini/00_images.ipynb #c003
-import base64, csv, io, json, os
+import base64, csv, importlib.metadata, inspect, io, json, os, shutil
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
+from filelock import FileLock
 from tqdm.auto import tqdm
-from ..core import ForgetError, atomic, choose, content_key, generator, outputs, rng, root
+from ..core import ForgetError, atomic, choose, content_key, generator, rng, root, shared_cache
 
 # %% ../../nbs/mini/00_images.ipynb #c006
 STYLES = {
@@ -266,18 +267,54 @@ def draw(name: str, rendering: str) -> np.ndarray:
     out = Image.new('RGBA', (SIDE, SIDE)); out.paste(im, ((SIDE-im.width)//2, (SIDE-im.height)//2))
     return np.array(out)
 
+# %% ../../nbs/mini/00_images.ipynb #c0d2draw
+def _drawings_file(items) -> Path:
+    "Where the drawings of `items` lie: their name says what was drawn, from which packages, by which code and which renderer."
+    made = [importlib.metadata.version(p) for p in ('resvg-py', 'pillow')] + [inspect.getsource(f) for f in (svg, draw)]
+    return shared_cache()/f'drawings-{content_key(items, Path(root()/"package-lock.json"), SIDE, PACKAGES, made)}.npy'
+
+def _room(f: Path, size: int):
+    "A `ForgetError` when `size` bytes cannot be written beside `f`: noticed before the work."
+    why = f'The drawings of the mini world are kept in {f.parent} ({size/1e6:.0f} MB, for all outputs folders), which'
+    fix = 'Make room or let it be written, or set OWF_CACHE to another folder.'
+    try:
+        f.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(f.with_suffix('.probe')): pass
+        f.with_suffix('.probe').unlink(missing_ok=True)
+        free = shutil.disk_usage(f.parent).free
+    except OSError as e: raise ForgetError(f'{why} cannot be written ({e.strerror or e}). {fix}') from None
+    if free < size: raise ForgetError(f'{why} has {free/1e6:.0f} MB left. {fix}')
+
+def _read_drawings(f: Path, n: int) -> np.ndarray|None:
+    "The array of a file, mapped, or None where there is none, or not all of it."
+    try: a = np.load(f, mmap_mode='r')
+    except (FileNotFoundError, NotADirectoryError): return None
+    except (ValueError, EOFError): return None                # cut by a full disk or a copy that broke off: drawn again
+    except OSError as e: raise ForgetError(f'{f} cannot be read ({e.strerror or e}). Delete it, or set OWF_CACHE to another folder.') from None
+    return a if a.shape == (n, SIDE, SIDE, 4) and a.dtype == np.uint8 else None
+
+def draw_once(items, f: Path) -> np.ndarray:
+    """RGBA uint8 [n, 128, 128, 4] of (concept, rendering) pairs, kept in `f`: one process draws, others wait for it and read. A folder that
+    cannot be written is a `ForgetError` before anything is drawn."""
+    if (a := _read_drawings(f, len(items))) is not None: return a
+    _room(f, len(items)*SIDE*SIDE*4)
+    try:
+        with FileLock(f.with_suffix('.lock')):
+            if (a := _read_drawings(f, len(items))) is not None: return a
+            a = np.stack([draw(*i) for i in tqdm(items, desc='draw', leave=False)])
+            with atomic(f) as t:
+                with open(t, 'wb') as h: np.save(h, a)
+    except OSError as e:
+        raise ForgetError(f'The drawings could not be kept in {f.parent} ({e.strerror or e}). Make room, or set OWF_CACHE to another folder.') from None
+    return _read_drawings(f, len(items))
+
 @lru_cache
-def _library() -> tuple[np.ndarray, dict]:
-    items = sum(splits().values(), []); f = outputs()/'cache'/f'drawings-{content_key(items, Path(root()/"package-lock.json"), SIDE)}.npy'
-    if not f.exists():
-        a = np.stack([draw(*i) for i in tqdm(items, desc='draw', leave=False)])
-        with atomic(f) as t:
-            with open(t, 'wb') as h: np.save(h, a)
-    return np.load(f, mmap_mode='r'), {i: k for k, i in enumerate(items)}
+def _library(f: Path) -> tuple[np.ndarray, dict]:
+    items = sum(splits().values(), []); return draw_once(items, f), {i: k for k, i in enumerate(items)}
 
 def drawings(items) -> torch.Tensor:
-    "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and cached on disk."
-    a, where = _library(); items = [tuple(i) for i in items]
+    "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and kept in `shared_cache()`."
+    a, where = _library(_drawings_file(sum(splits().values(), []))); items = [tuple(i) for i in items]
     return torch.from_numpy(np.stack([a[where[i]] if i in where else draw(*i) for i in items]))
 
 # %% ../../nbs/mini/00_images.ipynb #c023

@@ -1,0 +1,234 @@
+"""What a world takes and what it refuses: images, latents, timesteps, prompts; where its weights are looked for, and how soon it says that there are none."""
+import shutil, time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+
+from openworld_forget import worlds
+from openworld_forget.core import ForgetError, generator
+from openworld_forget.generate import generate
+from openworld_forget.judges import check_judges, clip_judge, dino_judge, feature_judge
+from openworld_forget.worlds import find_source, load_world, missing_parts, provider, save_world, spec_of, tiny_world
+
+SD = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
+PIN = '451f4fe16113bff5a5d2269ed5ad43b0592e9a14'
+
+@pytest.fixture(scope='module')
+def w(): return tiny_world()
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A world in diffusers layout; copied before it is damaged."
+    d = tmp_path_factory.mktemp('saved')/'sd'
+    save_world(tiny_world(), d)
+    return d
+
+def refused(f, *says):
+    with pytest.raises(ForgetError) as e: f()
+    for s in says: assert s in str(e.value), str(e.value)
+    return str(e.value)
+
+# ---------------------------------------------------------------- images, latents, timesteps
+def test_bytes_mean_what_they_say(w):
+    "uint8 images give exactly what the same images as floats give."
+    x = (255*torch.rand(3, 3, 64, 64, generator=generator(0, 'x'))).to(torch.uint8)
+    assert torch.equal(w.encode(x), w.encode(x.float()/255))
+    assert w.encode(x[:0]).shape == (0, *w.latent_shape) and w.decode(w.encode(x)[:0]).shape == (0, 3, 64, 64)
+    assert torch.allclose(w.encode(x.double()/255), w.encode(x), atol=1e-5)
+
+def test_a_benchmark_of_the_mini_world_as_it_is():
+    "`benchmark(...).images` straight into `encode` is what the classifier is given."
+    from openworld_forget.mini.data import benchmark
+    m, b = load_world('mini', 'cpu'), benchmark('animals', 'known', per_class=1)
+    assert torch.equal(m.encode(b.images[:4]), m.encode(b.images[:4].float()/255))
+
+X = torch.rand(2, 3, 64, 64, generator=generator(0, 'y'))
+IMAGES = {
+    'floats of 0 to 255': (255*X, '[0, 1]'), 'floats of -1 to 1': (2*X - 1, '[0, 1]'), 'int64': ((255*X).long(), 'int64'), 'bool': (X > .5, 'bool'),
+    'NaN': (X.clone().fill_(torch.nan), '[0, 1]'), 'one NaN': (torch.where(X == X.max(), torch.nan, X), '[0, 1]'), 'infinity': (X/0., '[0, 1]'),
+    'one image': (X[0], 'Expected images'), 'channels last': (X.permute(0, 2, 3, 1), 'Expected images'), 'grey': (X[:, :1], 'Expected images'),
+    'another size': (X[..., :32], 'Expected images'), 'NumPy': (X.numpy(), 'ndarray'), 'a list': ([X[0]], 'list'), 'slightly above': (X + .01, '[0, 1]')}
+@pytest.mark.parametrize('name', IMAGES)
+def test_what_is_no_image_is_refused(w, name): refused(lambda: w.encode(IMAGES[name][0]), IMAGES[name][1])
+
+def test_what_are_no_latents_is_refused(w):
+    z = w.encode(X)
+    for bad in (X, (255*X).to(torch.uint8), z[0], z.long(), z.tolist(), z[:, :3]): refused(lambda bad=bad: w.decode(bad), 'latents')
+    for bad in (z*torch.nan, z/0): refused(lambda bad=bad: w.decode(bad), 'NaN or infinite', 'black')
+
+def test_timesteps_and_noise_fit_their_latents(w):
+    z, t, c = w.encode(X), torch.tensor([10, 900]), w.encode_text(['a dog', 'a cat'])
+    e = torch.randn(z.shape, generator=generator(0, 'e'))
+    assert w.predict(w.add_noise(z, e, t), t, c).shape == z.shape
+    for bad in (torch.tensor([-1, 5]), torch.tensor([5, 1000]), torch.tensor([5., 6.])): refused(lambda bad=bad: w.add_noise(z, e, bad), 'from 0 to 999')
+    for bad in (torch.tensor(5), torch.tensor([5]), torch.tensor([[5], [6]]), torch.tensor([1, 2, 3]), 5, [1, 2]):
+        refused(lambda bad=bad: w.add_noise(z, e, bad), 'one timestep')
+        refused(lambda bad=bad: w.predict(z, bad, c), 'one timestep')
+    refused(lambda: w.add_noise(z, e[:1], t), 'noise of its own')
+    refused(lambda: w.add_noise((255*z).long(), e, t), 'int64')
+    for bad in (c[:1], c[0]): refused(lambda bad=bad: w.predict(z, t, bad), 'text states')
+    refused(lambda: w.predict(X, t, c), 'noised latents')
+
+# ---------------------------------------------------------------- prompts and seeds
+def test_prompts_are_texts(w):
+    for bad in ([None], [5], [b'a dog'], ['a dog', None], [['a dog']]): refused(lambda bad=bad: w.encode_text(bad), 'not text')
+    assert w.tokens([]).shape == (0, 77) and w.encode_text([]).shape == (0, 77, 32) and w.encode_text('a dog').shape == (1, 77, 32)
+
+def test_seeds_are_whole_numbers(w):
+    import numpy as np
+    a = generate(w, ['a dog', 'a cat'], [3, -4], steps=2)
+    assert torch.equal(a, generate(w, ['a dog', 'a cat'], [np.int64(3), torch.tensor(-4)], steps=2)) and not torch.equal(a[:1], a[1:])
+    for bad in ([.5, 1], ['1', 2], [None, 1]): refused(lambda bad=bad: generate(w, ['a dog', 'a cat'], bad, steps=2), 'whole number')
+    refused(lambda: generate(w, 'dog', [1, 2, 3], steps=2), 'one prompt per image')
+    for bad in (0, -1): refused(lambda bad=bad: generate(w, ['a dog'], [1], steps=bad), 'sampling steps')
+
+# ---------------------------------------------------------------- where weights are looked for
+def mine(source, **more): return {'name': 'mine', 'source': str(source), **more}
+
+def test_a_folder_in_diffusers_layout_from_everywhere(saved, tmp_path, monkeypatch):
+    "Absolute, relative to the project, from the home folder; a link too."
+    key = load_world(mine(saved), 'cpu').key
+    monkeypatch.setenv('HOME', str(saved.parent))
+    monkeypatch.setenv('OWF_HOME', str(saved.parent))
+    (saved.parent/'link').symlink_to(saved)
+    assert all(load_world(mine(s), 'cpu').key == key for s in ('~/sd', 'sd', './sd', 'link', f'{saved}/'))
+
+@pytest.mark.parametrize('suffix', ['safetensors', 'ckpt', 'SAFETENSORS'])
+def test_a_single_file_is_refused_with_the_remedy(tmp_path, suffix):
+    f = tmp_path/f'model.{suffix}'
+    refused(lambda: load_world(mine(f)), 'does not exist', 'single file')
+    f.write_bytes(b'x')
+    says = refused(lambda: load_world(mine(f)), 'from_single_file', 'save_pretrained', 'source: folder')
+    assert 'git checkout' not in says and 'does not exist' not in says
+
+def test_a_hub_id_needs_its_revision():
+    for more in ({}, {'revision': 'main'}):
+        says = refused(lambda more=more: load_world(mine('someone/some-sd15', like='sd15', **more)), 'someone/some-sd15', 'give its revision')
+        assert 'git checkout' not in says
+
+def test_a_folder_that_does_not_exist(tmp_path, saved, monkeypatch):
+    "Near names are said; `git checkout weights` is for the project's own weights alone."
+    says = refused(lambda: load_world(mine(saved.parent/'ssd')), 'does not exist', f'Did you mean {saved}')
+    assert 'git checkout' not in says
+    refused(lambda: load_world(mine(tmp_path/'a/b/c')), 'does not exist either')
+    refused(lambda: load_world(mine('weights/minni')), 'does not exist', 'git checkout weights')
+    refused(lambda: load_world(mine('')), 'no source')
+    (tmp_path/'here/sd/unet').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    refused(lambda: load_world(mine('here/sd')), 'relative to the project', str(tmp_path/'here/sd'))
+
+@pytest.mark.parametrize('gone, says', [
+    ('unet', 'unet/'), ('tokenizer', 'tokenizer/'), *[(f, f) for f in (
+        'scheduler/scheduler_config.json', 'vae/config.json', 'text_encoder/model.safetensors', 'unet/diffusion_pytorch_model.safetensors')]])
+def test_missing_parts_are_named(saved, tmp_path, gone, says):
+    shutil.copytree(saved, tmp_path/'sd')
+    f = tmp_path/'sd'/gone
+    shutil.rmtree(f) if f.is_dir() else f.unlink()
+    assert 'git checkout' not in refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), says, 'lacks')
+
+def test_other_files_than_those_that_are_read_are_named(saved, tmp_path):
+    "Only half precision, or only pickles."
+    shutil.copytree(saved, tmp_path/'sd')
+    for part, ending in (('unet', 'fp16.safetensors'), ('vae', 'bin')):
+        f = tmp_path/'sd'/part/'diffusion_pytorch_model.safetensors'
+        f.rename(f.with_name(f'diffusion_pytorch_model.{ending}'))
+    refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), 'there is diffusion_pytorch_model.fp16.safetensors', 'there is diffusion_pytorch_model.bin')
+
+@pytest.mark.parametrize('name', ['scheduler/scheduler_config.json', 'unet/config.json', 'tokenizer/tokenizer.json', 'vae/diffusion_pytorch_model.safetensors'])
+def test_damaged_parts_are_named(saved, tmp_path, name):
+    shutil.copytree(saved, tmp_path/'sd')
+    if not (tmp_path/'sd'/name).exists(): pytest.skip('this tokenizer is stored otherwise')
+    (tmp_path/'sd'/name).write_text('{')
+    assert 'git checkout' not in refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), name.split('/')[0], 'could not be loaded')
+
+@pytest.mark.parametrize('bad, says', [([], 'a name or a mapping'), (5, 'a name or a mapping'), (None, 'a name or a mapping'), ({'name': 'x'}, 'source'),
+                                       ({'name': 'x', 'source': 5}, 'source'), ('sd51', 'sd15')])
+def test_definitions_that_are_none(bad, says): refused(lambda: spec_of(bad), says)
+
+def test_a_data_module_that_is_none():
+    for bad in ('no.such.module', '', 'openworld_forget.'): refused(lambda bad=bad: provider(spec_of('mini').but(data=bad)), 'cannot be imported')
+
+# ---------------------------------------------------------------- the hub, out of reach and in the cache
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    return tmp_path/'hub'
+
+def within(seconds, f, *says):
+    t = time.monotonic()
+    out = refused(f, *says)
+    assert time.monotonic() - t < seconds
+    return out
+
+def test_offline_says_what_to_get(no_cache, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    within(60, lambda: load_world('sd15'), SD, PIN, '4.3 GB', 'HF_HUB_OFFLINE', str(no_cache), 'hf download', 'folder')
+    within(60, lambda: clip_judge('openai/clip-vit-base-patch32', '3d74acf'), 'openai/clip-vit-base-patch32', 'hf download', 'Judge')
+    within(60, lambda: dino_judge(), 'facebook/dino-vits16', 'hf download')
+    within(60, lambda: check_judges(spec_of('sd15')), 'openai/clip-vit-base-patch32')
+
+def test_a_hub_out_of_reach_is_one_error_within_seconds(no_cache, monkeypatch):
+    "Not offline by decision: a connection that is refused at once."
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    url = huggingface_hub.hf_hub_url(SD, 'model_index.json', revision=PIN, endpoint='http://127.0.0.1:9')
+    monkeypatch.setattr(worlds.huggingface_hub, 'hf_hub_url', lambda *a, **k: url)
+    within(60, lambda: load_world('sd15'), SD, PIN, '4.3 GB', 'cannot be reached', str(no_cache), 'hf download')
+    within(60, lambda: feature_judge('facebook/dino-vits16'), 'facebook/dino-vits16', 'cannot be reached')
+
+def test_a_hub_that_never_answers(no_cache, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(worlds, 'HUB_SECONDS', .1)
+    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: time.sleep(3))
+    refused(lambda: load_world('sd15'), 'cannot be reached', 'no answer in 0.1 s')
+
+@pytest.mark.parametrize('error, says', [
+    ('GatedRepoError', 'hf auth login'), ('RevisionNotFoundError', 'has no revision'), ('RepositoryNotFoundError', 'the hub has no'),
+    ('EntryNotFoundError', 'holds no')])
+def test_what_the_hub_answers_is_the_reason(no_cache, monkeypatch, error, says):
+    kind = getattr(huggingface_hub.errors, error)
+    def answer(*a, **k): raise kind.__new__(kind)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', answer)
+    refused(lambda: load_world(mine('someone/some-sd15', revision=PIN)), 'someone/some-sd15', says)
+
+def cache(hub, source, revision, folder):
+    "Put a folder where the hub's library keeps a snapshot."
+    d = hub/f'models--{source.replace("/", "--")}'
+    shutil.copytree(folder, d/'snapshots'/revision)
+    (d/'refs').mkdir()
+    (d/'refs/main').write_text(revision)
+    return d/'snapshots'/revision
+
+def test_what_is_in_the_cache_is_loaded_without_asking(no_cache, saved, monkeypatch):
+    "Also when the network would be allowed; a snapshot that lacks parts says which."
+    d = cache(no_cache, 'someone/some-sd15', PIN, saved)
+    def never(*a, **k): raise AssertionError('the hub was asked')
+    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', never)
+    spec = mine('someone/some-sd15', revision=PIN)
+    for offline in (True, False):
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
+        assert load_world(spec, 'cpu').key == load_world(mine(saved), 'cpu').key
+    shutil.rmtree(d/'vae')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    refused(lambda: load_world(spec, 'cpu'), 'the cache lacks vae/', PIN)
+
+def test_a_judge_in_the_cache_carries_its_commit(no_cache, tmp_path):
+    from transformers import ViTConfig, ViTModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ViTModel(ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8),
+                 add_pooling_layer=False).save_pretrained(tmp_path/'dino')
+    cache(no_cache, 'someone/some-dino', PIN, tmp_path/'dino')
+    assert feature_judge('someone/some-dino').name == f'someone/some-dino@{PIN[:7]}' == feature_judge(f'someone/some-dino@{PIN}').name
+    assert feature_judge(str(tmp_path/'dino')).name.startswith('dino@')
+    (tmp_path/'dino/model.safetensors').unlink()
+    assert 'git checkout' not in refused(lambda: feature_judge(str(tmp_path/'dino')), 'lacks model.safetensors')
+
+def test_what_can_be_known_of_the_shipped_world_without_loading_it():
+    assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(Path(worlds.root())/'weights/mini')
+    check_judges(spec_of('mini'))
+    refused(lambda: check_judges(spec_of('mini').but(features='efficientnet-lite1')), 'efficientnet-lite0')
+    refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'git checkout weights')
