@@ -6,7 +6,7 @@
 __all__ = ['PACKAGE', 'DISTRIBUTIONS', 'ForgetError', 'choose', 'numbers', 'seed_for', 'generator', 'rng', 'noise', 'content_key',
            'atomic', 'write_text', 'write_json', 'read_json', 'check_finite', 'save_tensors', 'load_tensors',
            'tensor_shapes', 'alone', 'cached', 'Record', 'root', 'outputs', 'manifest', 'modules', 'imports', 'reached',
-           'source_key']
+           'module_of', 'source_key']
 
 # %% ../nbs/00_core.ipynb #c003
 import ast, difflib, hashlib, importlib.util, json, os, platform, resource, subprocess, sys, tempfile, time, typing
@@ -252,6 +252,7 @@ def manifest(**more) -> dict:
 PACKAGE = 'openworld_forget'
 DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'PyYAML', 'resvg_py': 'resvg-py'}     # where it is not the module's name
 
+@lru_cache
 def _folder() -> Path:
     "Where the package that runs lies."
     return Path(__file__).resolve().parent if '__file__' in globals() else Path(importlib.util.find_spec(PACKAGE).origin).resolve().parent
@@ -304,6 +305,7 @@ def imports(text: str, package: str=PACKAGE) -> tuple[str, ...]:
             out |= {a.value for a in n.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)}
     return tuple(sorted(out))
 
+@lru_cache
 def _library(name: str) -> str:
     "A library and its version."
     try: return f'{name} {version(DISTRIBUTIONS.get(name, name))}'
@@ -328,6 +330,12 @@ def reached(*names: str) -> tuple[dict[str, str], set[str]]:
             while i and _path(i) is None: i = i.rpartition('.')[0]              # the name of a function in a module
             if i: todo.append(i)
     return texts, libraries - set(sys.stdlib_module_names)
+
+def module_of(name: str) -> str|None:
+    "The module of this package that a dotted name is, or lies in; None if it is of elsewhere."
+    if name.split('.')[0] != PACKAGE: return None
+    while _path(name) is None: name = name.rpartition('.')[0]
+    return name
 
 def source_key(*names: str) -> str:
     "Content key of modules (or `module:function`s), of all that they reach, and of the libraries' versions: what other code made is not reused."
