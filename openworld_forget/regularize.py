@@ -137,7 +137,7 @@ class Method(Record):
 
     @field_validator('recipe')
     @classmethod
-    def _of_a_recipe(cls, v): Recipe.make(**v); return v
+    def _of_a_recipe(cls, v): r = Recipe.make(**v); return {k: getattr(r, k) for k in v}
 
 LAMBDA = 10.            # more keeps colours little better and costs the subject (mini; studies/correction.yaml)
 METHODS: dict[str, Method] = {}

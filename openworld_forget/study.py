@@ -14,6 +14,7 @@ import argparse, difflib, importlib, json, os, re, shutil, signal, subprocess, s
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 import nbformat, numpy as np, pandas as pd, psutil, torch, yaml
@@ -77,7 +78,8 @@ class Budget(Record):
 
     @model_validator(mode='after')
     def _fits(self):
-        Stages.make(steps=tuple(self.stages), keep='confident', z=self.z)
+        try: Stages.make(steps=tuple(self.stages), keep='confident', z=self.z)
+        except ForgetError as e: raise ValueError(f'stages {self.stages}: {e}') from None
         if self.stages[-1] > 1000: raise ValueError(f'stages {self.stages}: there are 1000 timesteps')
         if self.prompts*self.per_prompt < 4: raise ValueError('prompts x per_prompt must be 4 or more: KID compares sets of images')
         return self
@@ -158,7 +160,9 @@ class Study(Record):
 
     def fields_of(self, name: str) -> tuple[str, dict]:
         "The built-in method that a method of the study is made of, and what the study says otherwise."
-        v = dict(self.variants.get(name, {})); of = v.pop('of', name); return of, _merge(self.method_overrides, v)
+        v = dict(self.variants.get(name, {})); of = v.pop('of', name); fields = _merge(self.method_overrides, v)
+        if 'name' in fields: raise ForgetError(f'A method is called what the study calls it: remove `name` from what is said of {name!r}.')
+        return of, fields
 
     def method(self, name: str) -> Method:
         "A method of the study, with the budget's training length, and its image count where the study names none for the method."
@@ -241,7 +245,9 @@ def _text(path: Path) -> str:
 def read_yaml(path: Path) -> dict:
     "The mapping in a YAML file, read strictly."
     try:
-        loader = _Strict(_text(path)); node = loader.get_single_node()
+        text = _text(path); depth = accumulate((c in '[{') - (c in ']}') for c in text)
+        if max(depth, default=0) > 100: raise RecursionError
+        loader = _Strict(text); node = loader.get_single_node()
         if node is not None and _entries(node) > MOST:
             raise ForgetError(f'{path}: its aliases (*) unfold into more than {MOST} entries. Write out what is meant.')
         d = loader.construct_document(node) if node is not None else None
@@ -272,7 +278,7 @@ def study_file(path: Path|str) -> Path:
 
 # %% ../nbs/18_study.ipynb #c006chk1
 FOLDERS = ['base', 'checkpoints', 'cache', 'tables', 'figures', 'parsl']        # of a study
-OUTPUTS = ['benchmarks', 'foreign', 'cache']                                    # beside the studies
+OUTPUTS = ['benchmarks', 'foreign', 'cache', 'scratch']                         # beside the studies
 ROWS = ['base', 'floor']                                                        # what tables call what is not a method
 
 def _slug(name: str, what: str, taken=()) -> str:
@@ -291,10 +297,10 @@ def _cells(name: str, tag: str='') -> str:
     return '\n'.join(c.source for c in cells if c.cell_type == 'code' and (not tag or tag in c.metadata.get('tags', [])))
 
 def study_reports() -> list[str]:
-    "Templates over a whole study: their parameters are the study, its folder and the key."
+    "Templates over a whole study: their parameters are the study, its folder and the key, and no concept."
     names = sorted(f.stem for f in template('').parent.glob('*.ipynb'))
-    parameters = lambda n: set(re.findall(r'^(\w+) *=', _cells(n, 'parameters'), re.M))
-    return [n for n in names if n not in READS and parameters(n) == {'study', 'home', 'key'}]
+    parameters = {n: set(re.findall(r'^(\w+) *=', _cells(n, 'parameters'), re.M)) for n in names if n not in READS}
+    return [n for n, p in parameters.items() if {'study', 'home', 'key'} <= p and 'concept' not in p]
 
 def world_data(spec: WorldSpec):
     "The module that provides a world's data; one that cannot be imported, or lacks a function, is a `ForgetError`."
@@ -347,7 +353,6 @@ def _check_methods(s: Study, spec: WorldSpec):
     if s.concepts and not s.methods: raise ForgetError('`methods` is empty: name one or more to customize the concepts with.')
     ms = {_slug(m, 'The method', ROWS): s.method(m) for m in s.methods}
     for where, fields, names in [('method_overrides', s.method_overrides, list(ms)), *((f'variants.{v}', s.variants[v], [v]) for v in s.variants)]:
-        if 'name' in fields: raise ForgetError(f'{where}: a method is called what the study calls it. Remove `name`.')
         for k in set.intersection(*(set(_idle(ms[n], fields)) for n in names)) if names else ():
             raise ForgetError(f'{where}.{k} has no effect on {", ".join(names)}. Remove it, or choose a method that it belongs to.')
         if 'steps' in s.overrides and 'steps' in (fields.get('recipe') or {}):
@@ -392,8 +397,8 @@ def _check_prompts(s: Study, spec: WorldSpec):
 
 def read_study(path: Path|str) -> Study:
     "A validated study from a YAML file: everything that the file and the names of the data can tell is checked."
-    f = study_file(path); s = Study.make(**read_yaml(f)); _slug(s.name, 'The study name', OUTPUTS); s.limits
-    spec = _check_world(s); _check_data(s, spec); _check_variants(s); _check_methods(s, spec)
+    f = study_file(path); s = Study.make(**read_yaml(f)); _slug(s.name, 'The study name', OUTPUTS)
+    choose(s.budget, BUDGETS, 'budget'); s.limits; spec = _check_world(s); _check_data(s, spec); _check_variants(s); _check_methods(s, spec)
     _check_checkpoints(s); _check_reports(s); _check_prompts(s, spec)
     if not s.concepts and not s.checkpoints: raise ForgetError(f'{f} names neither concepts to customize on nor checkpoints to measure.')
     return s
@@ -402,14 +407,16 @@ def ready(s: Study, world: World):
     """Before the first step, read what the steps will read: subjects, pictures, texts, checkpoints, judges. What is wrong with them shows here,
     not after minutes."""
     data, lim = world_data(world.spec), s.limits
+    def fits(prompts):
+        for p in prompts: world.tokens([p])
     for c in s.concepts:
         x = data.subject(c, world.resolution, world.spec.token)
-        world.tokens([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
+        fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
     if not world.spec.data.startswith(f'{PACKAGE}.mini'):                       # whose pictures are checked where they are drawn
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:
-                world.tokens(data.benchmark(b, split, world.resolution, lim.per_class).prompts)
-    world.tokens([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
+                fits(data.benchmark(b, split, world.resolution, lim.per_class).prompts)
+    fits([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
     layers = {p for k, _ in world.unet.named_modules() for p in (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))}
     for m in map(s.method, s.methods if s.concepts else ()):
         if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
