@@ -35,7 +35,8 @@ def generate(
     names = list(dict.fromkeys(prompts))
     # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too
     asked = [world.key, world.tokens(names), prompts, [int(s) for s in seeds], steps, guidance] if cache else []
-    f = Path(cache)/f'images-{content_key(*asked, source_key("openworld_forget.generate"))}.safetensors' if cache else None
+    made = source_key('openworld_forget.generate', 'openworld_forget.customize')        # the latter for what an adapted world computes with
+    f = Path(cache)/f'images-{content_key(*asked, made)}.safetensors' if cache else None
     def make():
         pipe = world.pipeline()
         text = dict(zip(names, world.encode_text(names)))

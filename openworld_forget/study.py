@@ -668,8 +668,8 @@ class Run:
             save_scores(f, s, plan=plan, world=world.key, benchmark=b.key)
         return load_scores(f)[0]
     def _made(self, name: str) -> str:
-        "Content key of who makes it: a method of this class, and the classifier."
-        return source_key(f'{PACKAGE}.classify', f'{PACKAGE}.study:Run.{name}')
+        "Content key of who makes it: a method of this class, the classifier, and what a world, also an adapted one, computes with."
+        return source_key(*(f'{PACKAGE}.{m}' for m in ('classify', 'worlds', 'customize', f'study:Run.{name}')))
     def unrelated(self) -> tuple[list[str], list[int]]: "Prompts and seeds, one per image, of the unrelated images."; return self.asked('unrelated')
     @property
     def prompt_sets(self) -> dict[str, list[str]]:

@@ -78,10 +78,13 @@ class World:
     def key(self) -> str:
         "Content key of weights and schedule."
         if self._key is None:
+            # how much a LoRA counts is no tensor of its network
+            scales = {k: s for n in (self.text_encoder, self.unet) for k, m in n.named_modules() if isinstance(s := getattr(m, 'scaling', None), dict)}
             self._key = content_key(
                 [dict(m.state_dict()) for m in (self.text_encoder, self.vae, self.unet)],
                 {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')},
                 self.spec.name,
+                *([scales] if scales else []),
             )
         return self._key
 

@@ -150,7 +150,8 @@ def test_refused(file, case):
     refused(file, *says, text='name: x\n' + ('' if own else 'concepts: [cat-noto]\n') + text)
 
 @pytest.mark.parametrize('text, says', [
-    ('name: benchmarks', 'taken'), ('name: cache', 'taken'), ('name: foreign', 'taken'), ('name: scratch', 'taken'), ('name: My Study', 'lower-case'), ('name: ../x', 'lower-case'),
+    ('name: benchmarks', 'taken'), ('name: cache', 'taken'), ('name: foreign', 'taken'), ('name: scratch', 'taken'),
+    ('name: My Study', 'lower-case'), ('name: ../x', 'lower-case'),
     ('name: 2024-01-01', 'quotes'), ('name: no', 'quotes'), ('name: 1e3', 'x'), ('name:', 'quotes'), (f'name: {"x"*200}', '80'), ('name: [x]', 'name')])
 def test_names_of_studies(file, text, says):
     "A name becomes a folder; a number, a date or `no` is not a name (1e3 is text to YAML, and lower-case letters: it may stand)."
@@ -178,7 +179,8 @@ BOMB = b'a: &a [x,x,x,x,x,x,x,x,x]\n' + b''.join(b'%c: &%c [%s]\n' % (98+i, 98+i
 @pytest.mark.parametrize('raw, says', [
     (HEAD.encode('utf-16'), 'UTF-16'), (HEAD.encode('utf-16-le'), 'UTF-8'), (HEAD.encode('utf-32'), 'UTF-16 or UTF-32'), (b'', 'empty'),
     (b'\n# only\n', 'empty'),
-    (b'name: caf\xe9\n', 'UTF-8'), (b'\x89PNG\r\n\x1a\n\0\0', 'binary'), (b'- a\n', 'mapping'), (b'hello', 'mapping'), (b'null', 'empty'), (b'x'*30_000, 'bytes'),
+    (b'name: caf\xe9\n', 'UTF-8'),
+    (b'\x89PNG\r\n\x1a\n\0\0', 'binary'), (b'- a\n', 'mapping'), (b'hello', 'mapping'), (b'null', 'empty'), (b'x'*30_000, 'bytes'),
     (b'name: \x07x', 'YAML'), (b'['*5000, 'nested'), (b'- '*5000, 'nested'), (BOMB, 'unfold'),
     (b'a: 2024-99-99', 'YAML'), (b'a: 1_e5: b: c', 'YAML')])
 def test_files_that_are_no_study(file, raw, says):
