@@ -74,7 +74,7 @@ def fit(
     log, start, key = [], 0, checkpoint_key(key, recipe)
     if path and Path(path).exists():
         saved, meta = load_tensors(path)
-        if meta['key'] != key: raise ForgetError(f'{path} belongs to another recipe or data. Delete it to start again.')
+        if meta['key'] != key: raise ForgetError(f'{path} belongs to another recipe, other data or other source. Delete it to start again.')
         unpack(saved, params, opt, ema); log, start = meta['log'], meta['step']
     bar = tqdm(range(start, min(recipe.steps, until or recipe.steps)), initial=start, total=recipe.steps, desc=desc, leave=False, mininterval=2)
     for step in bar:
