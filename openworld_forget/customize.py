@@ -9,6 +9,7 @@ __all__ = ['ADAPTATIONS', 'RowEmbedding', 'Adaptation', 'token_id', 'adapt', 'sa
 import json
 from pathlib import Path
 import torch
+from pydantic import Field, field_validator
 from torch import nn
 from peft import LoraConfig
 from .core import ForgetError, Record, choose, generator, load_tensors, save_tensors
@@ -28,10 +29,20 @@ class RowEmbedding(nn.Module):
 class Adaptation(Record):
     "What a customization method may change."
     kind: str = 'db'                    # db, lora or cd
-    rank: int = 4                       # lora
-    alpha: float = 4.                   # lora
+    rank: int = Field(4, ge=1, le=4096) # lora
+    alpha: float = Field(4., gt=0, le=1e5)                      # lora
     targets: list[str] = ['to_q', 'to_k', 'to_v', 'to_out.0']   # lora
     text_encoder: bool = False          # db: train the text encoder too
+
+    @field_validator('kind')
+    @classmethod
+    def _known(cls, v): return choose(v, ADAPTATIONS, 'adaptation')
+
+    @field_validator('targets')
+    @classmethod
+    def _different(cls, v):
+        if not v or len(set(v)) < len(v) or not all(x.strip() for x in v): raise ValueError('name one layer or more, each once')
+        return v
 
 def token_id(world: World, token: str) -> int:
     "The id of V*, which must be a single token of this world."

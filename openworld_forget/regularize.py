@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'AHEAD', 'LAMBDA', 'METHODS', 'Term', 'generated_latents', 'prior_term', 'correction_terms', 'objective',
-           'Method', 'method', 'recipe_of', 'terms_of', 'customize']
+           'Method', 'method', 'recipe_of', 'terms_of', 'run_key', 'customize']
 
 # %% ../nbs/06_regularize.ipynb #c003
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .core import ForgetError, Record, choose, content_key, generator, load_tensors, seed_for
+from pydantic import Field, field_validator
+from .core import ForgetError, Record, choose, content_key, generator, load_tensors, seed_for, source_key, tensor_shapes
 from .concepts import Subject
 from .customize import Adaptation, adapt, freeze, load_own, save_adapted
 from .generate import generate
-from .train import Recipe, fit
+from .train import Recipe, checkpoint_key, fit
 from .worlds import World, provider, tiny_world
 
 # %% ../nbs/06_regularize.ipynb #c006
@@ -123,12 +124,20 @@ class Method(Record):
     "An adaptation and its regularizers; `recipe` overrides the world's recipe for the adaptation."
     name: str
     adaptation: Adaptation = Adaptation()
-    prior: float = 0.               # weight of prior preservation
-    correction: float = 0.          # lambda
-    source: str = 'class'           # what the correction sees
-    share: float = 1.               # images that it sees per step, as a share of the batch
-    images: int = 200               # generated images per regularizer set
+    prior: float = Field(0., ge=0, le=1e6)          # weight of prior preservation
+    correction: float = Field(0., ge=0, le=1e6)     # lambda
+    source: str = 'class'                           # what the correction sees
+    share: float = Field(1., gt=0, le=16)           # images that it sees per step, as a share of the batch
+    images: int = Field(200, ge=1, le=100_000)      # generated images per regularizer set
     recipe: dict = {}
+
+    @field_validator('source')
+    @classmethod
+    def _known(cls, v): return choose(v, SOURCES, 'correction source')
+
+    @field_validator('recipe')
+    @classmethod
+    def _of_a_recipe(cls, v): r = Recipe.make(**v); return {k: getattr(r, k) for k in v}
 
 LAMBDA = 10.            # more keeps colours little better and costs the subject (mini; studies/correction.yaml)
 METHODS: dict[str, Method] = {}
@@ -137,8 +146,10 @@ for _k in ('db', 'lora', 'cd'):
         METHODS[_n] = Method(name=_n, adaptation=Adaptation(kind=_k), prior=_pr, correction=_dc)
 
 def method(name: str, **overrides) -> Method:
-    "A method by its short name, with some fields changed."
-    return METHODS[choose(name, METHODS, 'method')].but(**overrides)
+    "A method by its short name, with some fields changed; of a dict `adaptation`, the fields that it names."
+    m = METHODS[choose(name, METHODS, 'method')]
+    if isinstance(a := overrides.get('adaptation'), dict): overrides['adaptation'] = m.adaptation.but(**a)
+    return m.but(**overrides)
 
 def recipe_of(world: World, m: Method) -> Recipe:
     "The world's recipe for the method's adaptation, with the method's overrides."
@@ -149,18 +160,26 @@ def terms_of(base: World, subject: Subject, m: Method, seed: int=0, cache=None) 
     prior = [prior_term(base, subject, m.prior, m.images, seed, cache)] if m.prior else []
     return prior + (correction_terms(base, subject, m.correction, m.source, m.images, seed, cache, m.share) if m.correction else [])
 
+def run_key(base: World, subject: Subject, m: Method, seed: int=0) -> str:
+    "Content key of a customization: everything that decides its weights, the source that trains them included."
+    data = [base.spec.data] if m.correction and 'generic' in m.source else []           # where generic captions come from
+    texts = base.tokens([subject.instance_prompt, subject.class_prompt])
+    return content_key(base.key, texts, subject.key, m, recipe_of(base, m), int(seed), source_key('openworld_forget.regularize', *data))
+
 def customize(
     base: World, subject: Subject, m: Method, *,
     seed: int=0,
-    path: Path|None=None,       # the adapter file; an existing one of the same run is loaded, a checkpoint beside it is resumed
+    path: Path|None=None,       # the adapter file; one of the same run and source is loaded, a checkpoint beside it is resumed
     cache: Path|None=None,      # folder for generated regularizer images
     every: int=50,
 ) -> tuple[World, list[dict]]:  # adapted world, log
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
-    r = recipe_of(base, m); key = content_key(base.key, subject.key, m, r, seed)
+    r = recipe_of(base, m); key = run_key(base, subject, m, seed)
     if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_own(base, path).but(label=m.name), meta['log']
     w, params = adapt(base, m.adaptation, subject.token); terms = terms_of(base, subject, m, seed, cache)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
+    if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
+        print(f'{ckpt} is of another run, or of other source: the training starts again.'); ckpt.unlink()
     log, _ = fit(params, objective(base, w, subject, terms, r.batch, seed, r.forward), r, ckpt, every=every, key=key, desc=m.name)
     if path:
         save_adapted(

@@ -10,7 +10,7 @@ __all__ = ['MEAN', 'STD', 'CLIP_RECIPE', 'new_clip', 'to_pixels', 'contrastive',
 from pathlib import Path
 import torch, torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
-from ..core import content_key, generator, outputs, root, seed_for, write_json
+from ..core import content_key, generator, outputs, root, seed_for, source_key, write_json
 from ..judges import CLIP_STATS
 from ..train import Recipe, fit
 from ..worlds import default_device
@@ -74,7 +74,8 @@ def train_clip(items: list, recipe: Recipe, path: Path|None=None, until=None, se
             torch.manual_seed(seed_for(seed, 'clip dropout', step))
             u, v = _unit(model.get_image_features(pixel_values=to_pixels(x))), _unit(model.get_text_features(input_ids=table[k]))
         return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), k[:, None] == k)}
-    log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=content_key('clip', items, seed), desc='CLIP', until=until)
+    key = content_key('clip', items, seed, source_key('openworld_forget.mini.clip'))
+    log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=key, desc='CLIP', until=until)
     if ema: model.load_state_dict(ema, strict=False)
     return model.eval().requires_grad_(False), log
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from ..core import content_key, generator, outputs, root, seed_for
+from ..core import content_key, generator, outputs, root, seed_for, source_key
 from ..train import Recipe, fit
 from ..worlds import World, default_device, save_world, sd_schedule, spec_of
 from .images import composer, splits
@@ -81,7 +81,7 @@ def train_denoiser(
         recipe,
         path,
         every=every,
-        key=content_key('denoiser', items, pc, augment, channels, seed),
+        key=content_key('denoiser', items, pc, augment, channels, seed, source_key('openworld_forget.mini.denoiser')),
         desc='denoiser',
         until=until,
     )

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
-from ..core import cached, content_key, generator, outputs, root, seed_for
+from ..core import cached, content_key, generator, outputs, root, seed_for, source_key
 from ..train import Recipe, fit
 from ..worlds import default_device
 from .images import compose, drawings, place, pool, splits
@@ -128,7 +128,8 @@ def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, pat
         e = vae.decoder(vae.post_quant_conv(latents_of(x, pc)).contiguous(memory_format=torch.channels_last)) - x
         return dict(square=e.pow(2).mean(), absolute=.25*e.abs().mean())
     params = dict(vae.decoder.named_parameters())
-    log, ema = fit(params, loss, recipe, path, every=every, key=content_key('decoder', items, d.cpu(), pc, seed), desc='decoder', until=until)
+    key = content_key('decoder', items, d.cpu(), pc, seed, source_key('openworld_forget.mini.vae'))
+    log, ema = fit(params, loss, recipe, path, every=every, key=key, desc='decoder', until=until)
     if ema:
         with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
     vae.eval().requires_grad_(False); return log
@@ -142,7 +143,8 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor, batch=256) -> torch.Te
 VAE_RECIPE = Recipe(steps=6000, lr=1e-3, batch=64, warmup=100, flat=.3, weight_decay=0., beta2=.99, ema=.999)
 def transform(temper: float=.5) -> dict[str, torch.Tensor]:
     "The released encoder's transform: principal components of three compositions of every training drawing, computed once."
-    items = splits()['train']; f = outputs()/f'cache/mini/principal-{content_key(items, root()/"package-lock.json", temper)}.safetensors'
+    items = splits()['train']; key = content_key(items, root()/'package-lock.json', temper, source_key('openworld_forget.mini.vae'))
+    f = outputs()/f'cache/mini/principal-{key}.safetensors'
     return cached(f, lambda: principal(pool(items, 3)[0], temper))
 
 def main(until=None, device=None):
