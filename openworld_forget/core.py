@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ForgetError', 'choose', 'numbers', 'seed_for', 'generator', 'rng', 'noise', 'content_key', 'atomic', 'write_text',
            'write_json', 'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'tensor_shapes', 'cached',
-           'Record', 'root', 'outputs', 'source_key', 'manifest']
+           'Record', 'root', 'outputs', 'project_path', 'source_key', 'manifest']
 
 # %% ../nbs/00_core.ipynb #c003
 import difflib, hashlib, json, os, platform, resource, subprocess, tempfile, time
@@ -183,15 +183,20 @@ class Record(BaseModel):
 # %% ../nbs/00_core.ipynb #c023
 def root() -> Path:
     "The project folder: `OWF_HOME`, or the nearest parent of the working folder or of this package with a `settings.ini`."
-    if os.environ.get('OWF_HOME'): return Path(os.environ['OWF_HOME'])
+    if os.environ.get('OWF_HOME'): return Path(os.environ['OWF_HOME']).expanduser().absolute()
     for start in (Path.cwd(), Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()):
         for p in (start, *start.parents):
             if (p/'settings.ini').is_file() and (p/'nbs').is_dir(): return p
     raise ForgetError('The project folder was not found. Run inside a clone of openworld_forget, or set OWF_HOME to one.')
 
 def outputs() -> Path:
-    "Where results are written: `OWF_OUTPUTS`, or `outputs/` of the project."
-    return Path(os.environ.get('OWF_OUTPUTS') or root()/'outputs')
+    "Where results are written: `OWF_OUTPUTS` (a relative one is the project's), or `outputs/` of the project."
+    return root()/Path(os.environ.get('OWF_OUTPUTS') or 'outputs').expanduser()
+
+def project_path(path: Path|str) -> Path:
+    "Where a path that a person typed leads: below the working folder if something is there, else below the project."
+    p = Path(path).expanduser()
+    return p.absolute() if p.exists() else root()/p
 
 def source_key() -> str:
     "Content key of the package's source: results made by other code are not reused."
