@@ -881,9 +881,9 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     check_room(home)
     start = time.monotonic()
     w = load_world(study.world)
+    startup += time.monotonic() - start                         # each step loads it, too
     for c in study.concepts: provider(w.spec).subject(c, w.resolution, w.spec.token)
     for f in study.checkpoints.values(): load_adapted(w, root()/f)
-    startup += time.monotonic() - start
     threads = threads_of(workers)
     return Clock(trial(w, threads), startup, f'{w.device}, {threads} threads', home.parent/'times.json')
 
