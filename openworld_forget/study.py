@@ -353,12 +353,12 @@ def check_room(home: Path, need: int=ROOM):
                           'OWF_OUTPUTS=/another/folder.')
 
 def plain_folder() -> Path:
-    "A new temporary folder whose path needs no quotes."
+    "A new temporary folder whose path needs no quotes, and is short enough for the sockets that multiprocessing puts there."
     for base in dict.fromkeys((tempfile.gettempdir(), '/tmp', '/var/tmp', '/dev/shm')):
-        if re.fullmatch(r'[\w./+-]+', base, re.ASCII):
+        if re.fullmatch(r'[\w./+-]{1,56}', base, re.ASCII):
             try: return Path(tempfile.mkdtemp(prefix='owf-', dir=base)).resolve()
             except OSError: pass
-    raise ForgetError('No temporary folder with a plain path (letters, digits, . _ -) can be written. Make one and name it: TMPDIR=/path/to/it.')
+    raise ForgetError('No temporary folder with a plain, short path (letters, digits, . _ -) can be written. Make one and name it: TMPDIR=/path/to/it.')
 
 # %% ../nbs/18_study.ipynb #c014
 COLUMNS = ['study', 'world', 'concept', 'method', 'seed', 'measure', 'split', 'item', 'value', 'n', 'low', 'high', 'floor', 'ceiling', 'network']
@@ -422,7 +422,9 @@ class Run:
         if concept: choose(concept, self.data.subjects(), 'concept')
     def require(self, *names: str):
         "Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the message says how to make them."
-        if not self.key: check_room(self.home)
+        if not self.key:
+            check_room(self.home)
+            self.home.mkdir(parents=True, exist_ok=True)
         made = {
             'base': (self.base_folder/'base.json').is_file(),
             'customize': bool(self.checkpoint) or (self.folder/'adapter.safetensors').is_file(),
@@ -433,7 +435,7 @@ class Run:
         if not missing: return
         keep = {'base': ('study', 'budget'), 'customize': ('study', 'budget', 'concept', 'method', 'seed')}
         run = lambda n: shlex.join(
-            ['papermill', str(template(n).relative_to(root())), str(self.home/f'{n}.ipynb'), '-k', 'python3',
+            ['papermill', str(template(n)), str(self.home/f'{n}.ipynb'), '-k', 'python3',
              *(x for k in keep[n] if self.given[k] for x in ('-r', k, self.given[k])), '-r', 'home', str(self.home)])
         how = '\n'.join(f'  {run(n)}' for n in missing if n in keep) or f'  python -m openworld_forget.study {self.given["study"]}'
         raise ForgetError(f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder of a '
@@ -712,7 +714,8 @@ def _with_parsl(todo, threads, told, workers, scratch):
     import parsl
     from parsl.dataflow.errors import DependencyError
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])      # a site file's helpers are started by name
-    with environ(PATH=path, OWF_PYTHON=sys.executable):
+    # SPT_NOENV: Parsl's processes give themselves titles, which must not cost them the study's mark
+    with environ(PATH=path, OWF_PYTHON=sys.executable, SPT_NOENV='1'):
         started, alive, futures = time.monotonic(), bool(os.environ.get('OWF_SITE')), {}
         dfk = parsl.load(config(workers, scratch))
         try:
@@ -786,8 +789,9 @@ def threads_of(workers: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, cores//workers)
 
-def trial(world, threads: int, limit: float=4.) -> float:
-    "Denoiser forwards a second, with so many threads: larger and larger batches, as long as the next one takes less than `limit` seconds."
+def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
+    """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time that its processor spent).
+    In larger and larger batches, as long as the next one takes less than `limit` seconds."""
     before, n, took = torch.get_num_threads(), 1, 0.
     torch.set_num_threads(threads)
     try:
@@ -795,11 +799,11 @@ def trial(world, threads: int, limit: float=4.) -> float:
             z = torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype)
             t, c = torch.full((n,), 500, device=world.device), world.encode_text(['']).expand(n, -1, -1)
             for again in range(2):                              # the first of a size is not yet warm
-                start = time.monotonic()
+                start, busy = time.monotonic(), time.process_time()
                 with torch.no_grad(): float(world.predict(z, t, c).sum())
-                took = time.monotonic() - start
+                took, busy = time.monotonic() - start, time.process_time() - busy
                 if took > limit: break
-            if n == 128 or 5*took > limit: return n/took
+            if n == 128 or 5*took > limit: return n/took, n/min(took, max(busy/threads, took/20)) if world.device == 'cpu' else n/took
             n = min(128, 4*n)
     finally: torch.set_num_threads(before)
 
@@ -808,6 +812,7 @@ class Clock:
     "What steps take on this machine: start-up and forwards, corrected by what steps of the same template took before (`file`)."
     rate: float = 1000.            # forwards a second of one worker
     startup: float = STARTUP       # seconds from a process's start until its world is loaded
+    alone: float = 0.              # forwards a second when nothing else runs here; `rate` when 0
     where: str = 'cpu'             # what times are comparable: device and threads
     file: Path|None = None         # {where: {template: [[expected, took], ...]}}
     def __post_init__(self):
@@ -842,11 +847,13 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
     "A sentence on how long the steps that are not done will take."
     todo = [s for s in steps if not s.done]
     mid, sure = makespan(todo, clock.seconds, workers)/60, clock.knows(todo)
-    low, high = (max(1, round(mid*x)) for x in ((.8, 1.25) if sure else (.7, 1.6)))
+    crowd = max(1., clock.alone/clock.rate)                     # what the others on this machine take
+    low, high = (max(1, round(mid*x)) for x in ((.8/crowd, 1.25) if sure else (.7/crowd, 1.6)))
+    span = f'{low} to {high}' if low < high else f'{low}'
     return (
-        f'About {low} to {high} min' .replace(f'{low} to {low} ', f'{low} ') + f': {len(todo)} steps, '
-        f'{sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at {clock.rate:.0f} a second and worker, {clock.startup:.0f} s to start '
-        + ('(as such steps took before).' if sure else '(a first guess: other work on this machine counts).')
+        f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at {clock.rate:.3g} a second and '
+        f'worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
+        + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5 else '.')
     )
 
 # %% ../nbs/18_study.ipynb #c064main00
@@ -885,7 +892,8 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     for c in study.concepts: provider(w.spec).subject(c, w.resolution, w.spec.token)
     for f in study.checkpoints.values(): load_adapted(w, root()/f)
     threads = threads_of(workers)
-    return Clock(trial(w, threads), startup, f'{w.device}, {threads} threads', home.parent/'times.json')
+    rate, alone = trial(w, threads)
+    return Clock(rate, startup, alone, f'{w.device}, {threads} threads', home.parent/'times.json')
 
 def run_study(a, startup: float=STARTUP) -> int:
     "Read, prepare, run, render; the exit code."
