@@ -644,7 +644,7 @@ def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/18_study.ipynb #c061eng001
-PATIENCE = 180.     # seconds for a local worker to register
+PATIENCE = 300.     # seconds for a local worker to register
 
 def config(workers: int, folder: Path):
     "Parsl on local processes; a file named by `OWF_SITE` (Python, defines `config`) replaces it for Slurm, Kubernetes, ..."

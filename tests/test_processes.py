@@ -54,7 +54,7 @@ def project(tmp_path):
                                     stderr=subprocess.STDOUT, text=True, start_new_session=True)
         def begin(self, pid):
             "Wait until the notebook computes; then everybody who works for it."
-            end = time.monotonic() + 300
+            end = time.monotonic() + 900
             while not self.started.exists() and time.monotonic() < end: time.sleep(.1)
             assert self.started.exists()
             self.seen = psutil.Process(pid).children(recursive=True)
