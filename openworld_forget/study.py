@@ -6,9 +6,9 @@
 __all__ = ['BUDGETS', 'WATCHER', 'WATCHERS', 'STOPS', 'ROOM', 'COLUMNS', 'KILLED', 'PATIENCE', 'FIXED', 'STARTUP', 'Budget',
            'run_folder', 'Study', 'template', 'read_study', 'Step', 'template_key', 'data_key', 'plan', 'watched',
            'environ', 'sole', 'say_last', 'ended', 'paused', 'stoppable', 'unwritable', 'check_room', 'plain_folder',
-           'finish', 'collect', 'Answers', 'Run', 'command', 'run_step', 'why', 'causes', 'config', 'engine_log',
-           'engine_alive', 'close_engine', 'execute', 'forwards', 'threads_of', 'trial', 'Clock', 'makespan',
-           'estimate', 'page', 'report', 'prepare', 'run_study', 'main', 'command_line']
+           'finish', 'collect', 'Answers', 'Run', 'braced', 'command', 'run_step', 'why', 'causes', 'config',
+           'engine_log', 'engine_alive', 'close_engine', 'execute', 'forwards', 'threads_of', 'trial', 'Clock',
+           'makespan', 'estimate', 'page', 'report', 'prepare', 'run_study', 'main', 'command_line']
 
 # %% ../nbs/18_study.ipynb #c050early0
 import os, signal, sys
@@ -435,7 +435,7 @@ class Run:
         if not missing: return
         keep = {'base': ('study', 'budget'), 'customize': ('study', 'budget', 'concept', 'method', 'seed')}
         run = lambda n: shlex.join(
-            ['papermill', str(template(n)), str(self.home/f'{n}.ipynb'), '-k', 'python3',
+            ['papermill', braced(template(n)), braced(self.home/f'{n}.ipynb'), '-k', 'python3',
              *(x for k in keep[n] if self.given[k] for x in ('-r', k, self.given[k])), '-r', 'home', str(self.home)])
         how = '\n'.join(f'  {run(n)}' for n in missing if n in keep) or f'  python -m openworld_forget.study {self.given["study"]}'
         raise ForgetError(f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder of a '
@@ -555,6 +555,10 @@ class Run:
         finish(self.folder, name, self.key, table, files, **more)
 
 # %% ../nbs/18_study.ipynb #c018
+def braced(path: Path) -> str:
+    "A path for papermill, which fills braces in with parameters."
+    return str(path).replace('{', '{{').replace('}', '}}')
+
 def command(step: Step) -> list[str]:
     "The papermill command of a step."
     pairs = [x for k, v in step.params.items() for x in (('-r' if isinstance(v, str) else '-p'), k, str(v))]
@@ -562,8 +566,8 @@ def command(step: Step) -> list[str]:
         sys.executable,
         '-m',
         'papermill',
-        str(template(step.name)),
-        str(step.notebook),
+        braced(template(step.name)),
+        braced(step.notebook),
         '--no-progress-bar',
         '--cwd',
         str(root()),

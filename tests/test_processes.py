@@ -55,9 +55,10 @@ def project(tmp_path):
         def begin(self, pid):
             "Wait until the notebook computes; then everybody who works for it."
             end = time.monotonic() + 900
-            while not self.started.exists() and time.monotonic() < end: time.sleep(.1)
+            p = psutil.Process(pid)
+            while not self.started.exists() and time.monotonic() < end and p.status() != psutil.STATUS_ZOMBIE: time.sleep(.1)
             assert self.started.exists()
-            self.seen = psutil.Process(pid).children(recursive=True)
+            self.seen = p.children(recursive=True)
             return self.left()
         def left(self):
             "Who was seen, or carries this run's folder in the environment."
