@@ -925,7 +925,7 @@ def main(argv=None, startup: float=STARTUP) -> int:
         except ForgetError as e: print(f'error: {e}', file=sys.stderr); return 2
         except BrokenPipeError: return 128 + 13                 # `| head` has seen enough
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO): raise
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG): raise
             print(f'error: {e.strerror}: {e.filename or "while results were written"}. What is done stays done: mend that and give the same command '
                   'again.', file=sys.stderr)
             return 2

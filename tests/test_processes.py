@@ -143,3 +143,36 @@ def test_steps_run_where_paths_have_other_letters(project):
     project.env |= dict(TMPDIR=str(odd), LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii')
     said, _ = project.start('after', 'parsl').communicate(timeout=600)
     assert said.splitlines()[-1] == '0 steps were not done' and project.after.exists(), said
+
+def test_a_template_by_hand_writes_into_a_scratch_study(tmp_path, monkeypatch):
+    "Wherever its kernel stands; its budget can be given; what is missing is said with the command that makes it; a wrong seed is one error."
+    from openworld_forget.core import ForgetError, root
+    from openworld_forget.study import BUDGETS, Run
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
+    monkeypatch.chdir(root()/'nbs/reports')
+    run = Run('studies/smoke.yaml', concept='cat-noto', method='db', budget='quick')
+    assert run.home.parent == tmp_path/'scratch' and run.limits == BUDGETS['quick'] and str(run.home) in run.where()
+    assert run.home != Run('studies/smoke.yaml', concept='cat-noto', method='db').home
+    assert Run('studies/smoke.yaml', key='k').where() == '' and Run('studies/smoke.yaml', 'outputs/mine').home == root()/'outputs/mine'
+    with pytest.raises(ForgetError, match=r'no results of base and customize(?s:.*)customize.ipynb .* -r budget quick -r concept cat-noto'):
+        run.require('base', 'customize')
+    for bad in ('abc', '1.5', -1):
+        with pytest.raises(ForgetError, match='seed must be a whole number'): Run('studies/smoke.yaml', seed=bad)
+    with pytest.raises(ForgetError, match="Did you mean 'smoke'"): Run('studies/smoke.yaml', budget='smok')
+
+def test_every_template_can_be_run_by_hand():
+    "It has a budget and a folder to choose, asks for what it needs, and ends with where the results are."
+    for f in sorted((ROOT/'nbs/reports').glob('*.ipynb')):
+        cells = [c.source for c in nbformat.read(f, 4).cells if c.cell_type == 'code']
+        assert 'print(' in cells[-1] and ('run.where()' in cells[-1] or 'Results' in cells[-1]), f
+        if f.stem != 'speed': assert "budget = ''" in cells[0] and "home = ''" in cells[0] and 'run.require(' in cells[2], f
+
+def test_results_that_cannot_be_written_are_found_before_the_work(tmp_path, monkeypatch, capsys):
+    import openworld_forget.study as study
+    (tmp_path/'file').touch()
+    for where, says in ((tmp_path/'file', 'a file is in the way'), (tmp_path/('x'*300), 'File name too long')):
+        monkeypatch.setenv('OWF_OUTPUTS', str(where))
+        assert study.main([str(ROOT/'studies/smoke.yaml')]) == 2 and says in capsys.readouterr().err
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'full'))
+    monkeypatch.setattr(study.shutil, 'disk_usage', lambda p: type('', (), {'free': 2**21}))
+    assert study.main([str(ROOT/'studies/smoke.yaml')]) == 2 and '2 MiB left' in capsys.readouterr().err and not (tmp_path/'full').exists()
