@@ -12,7 +12,7 @@ PY        := .venv/bin/python
 VENV_DONE := .venv/.complete
 NODE_DONE := node_modules/.package-lock.json
 # The real Quarto where there is one, else the stand-in (last on the path).
-WITH_QUARTO := PATH="$(CURDIR)/.venv/bin:$$PATH:$(CURDIR)/tools/bin"
+WITH_QUARTO := PATH="$$PWD/.venv/bin:$$PATH:$$PWD/tools/bin"
 
 export OMP_WAIT_POLICY := PASSIVE
 # glibc keeps large buffers: giving them back after every layer costs up to three quarters of a network's time on a CPU.
@@ -25,10 +25,13 @@ export TRANSFORMERS_VERBOSITY := error
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
-# An environment that was made elsewhere (a moved or copied clone) is made anew.
-ifneq ($(shell cat $(VENV_DONE) 2>/dev/null),$(CURDIR))
+# An environment that was made elsewhere (a moved or copied clone) is made anew. The shell compares: a path may have spaces, quotes, dollars.
+ifneq ($(shell [ "$$(cat $(VENV_DONE) 2>/dev/null)" = "$$(pwd -P)" ] || echo elsewhere),)
 .PHONY: $(VENV_DONE)
 endif
+# The scripts of .venv/bin carry the path of their Python in the first line, where not every letter is allowed: call what they call.
+NBDEV = $(PY) -c 'from nbdev.doclinks import nbdev_export as export; from nbdev.clean import nbdev_clean as clean; $(1)()'
+export STUDY PYTHON KATEX
 
 .PHONY: help reproduce test benchmark docs readme lab mini check clean-notebooks lock venv images clean
 
@@ -38,7 +41,7 @@ help:  ## this list
 	@echo; echo 'Settings: STUDY=$(STUDY)  TEST_WORKERS=$(TEST_WORKERS)  EXECUTE=$(EXECUTE)  PYTHON=/path/to/python3.11'
 
 reproduce: $(VENV_DONE) $(NODE_DONE)  ## run the study (STUDY=file.yaml) and write its report to outputs/
-	@$(PY) -m openworld_forget.study $(STUDY)
+	@$(PY) -m openworld_forget.study "$$STUDY"
 
 test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)
@@ -47,22 +50,22 @@ benchmark: $(VENV_DONE) $(NODE_DONE)  ## what a training step costs, as ratios (
 	@mkdir -p outputs/benchmarks && $(PY) -m papermill nbs/reports/speed.ipynb outputs/benchmarks/speed.ipynb -k python3 --cwd . --log-output --no-progress-bar
 
 docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: runs no notebook; KATEX=folder: maths offline)
-	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex $(KATEX))
+	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex "$$KATEX")
 
 readme: $(VENV_DONE)  ## write README.md from nbs/index.ipynb
 	@$(PY) tools/build_docs.py --readme-only
 
 lab: $(VENV_DONE) $(NODE_DONE)  ## open the notebooks in JupyterLab
-	@$(PY) -m jupyter lab --notebook-dir . nbs
+	@$(PY) -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs $(ARGS)
 
 mini: $(VENV_DONE) $(NODE_DONE)  ## train the mini world again (hours; resumes where it was stopped)
 	@set -e; for m in vae clip denoiser card; do echo "== mini: $$m"; $(PY) -c "from openworld_forget.mini.$$m import main; main()"; done
 
 clean-notebooks: $(VENV_DONE)  ## strip what a run leaves in the notebooks
-	@.venv/bin/nbdev_clean
+	@$(call NBDEV,clean)
 
 check: $(VENV_DONE)  ## export and clean the notebooks; fail if that changes a checked-in file
-	@.venv/bin/nbdev_export && .venv/bin/nbdev_clean && git diff --exit-code && echo 'Notebooks are exported and clean.'
+	@$(call NBDEV,export) && $(call NBDEV,clean) && git diff --exit-code && echo 'Notebooks are exported and clean.'
 
 lock: $(VENV_DONE)  ## resolve requirements.in into requirements.txt
 	@$(PY) tools/lock.py
@@ -75,7 +78,7 @@ clean:  ## remove what was made: environment, drawings, site, caches (outputs/ s
 
 # ---------------------------------------------------------------------------------------------------------------------
 $(VENV_DONE): requirements.txt settings.ini setup.py
-	@tools/make_venv.sh $(PYTHON)
+	@tools/make_venv.sh "$$PYTHON"
 
 $(NODE_DONE): package.json package-lock.json | $(if $(shell command -v npm),,$(VENV_DONE))
 	@tools/make_images.sh

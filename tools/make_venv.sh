@@ -2,22 +2,26 @@
 # Make or bring up to date .venv from requirements.txt; writes .venv/.complete last. Called by make; $1 may name a Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-here=$PWD
+here=$(pwd -P)
 say() { echo "== environment: $*"; }
 fail() { printf 'make: %s\n' "$@" >&2; exit 1; }
 good='import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'
 
 rm -f .venv/.complete
-made_in=$(sed -n 's/^VIRTUAL_ENV="\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' .venv/bin/activate 2>/dev/null || true)
-if [ "$made_in" != "$here/.venv" ] || ! .venv/bin/python -c "$good" 2>/dev/null || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+# where it was made: our own note, or what venv wrote (each version of Python quotes that in its own way)
+made_in=$(cat .venv/.made-in 2>/dev/null || sed -n "s/^VIRTUAL_ENV=[\"']\{0,1\}\(.*\)\/\.venv[\"']\{0,1\}\$/\1/p" .venv/bin/activate 2>/dev/null || true)
+if [ "$made_in" != "$here" ] || ! .venv/bin/python -c "$good" 2>/dev/null || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     python=
-    for p in ${1:-python3.11 python3.12 python3.13 python3}; do
+    names=(python3.11 python3.12 python3.13 python3)
+    if [ -n "${1:-}" ]; then names=("$1"); fi
+    for p in "${names[@]}"; do
         if "$p" -c "$good" 2>/dev/null; then python=$p; break; fi
     done
     [ -n "$python" ] || fail "no Python >= 3.11 with the modules venv and ensurepip was found${1:+ ($1 is none)}." \
         'Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv), or name it: make PYTHON=/path/to/python3.11 ...'
     say "new .venv with $("$python" --version)"
     "$python" -m venv --clear .venv || fail 'the environment could not be made; the reason stands above.'
+    printf '%s' "$here" > .venv/.made-in
 fi
 
 again='pip says above why. Mend that (network? disk full?) and give the same command again: it goes on from here.'
