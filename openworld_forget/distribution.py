@@ -63,7 +63,8 @@ def _pooled(base: dict, adapted: dict, other: dict, k) -> tuple[Estimate, Estima
 def _rows(name, n, value, floor, excess, network) -> list[pd.DataFrame]:
     "The measure beside its floor, and the excess as a measure of its own, whose floor is zero."
     nothing = Estimate(0., 0*floor.influence, 0., floor.df)
-    return [row(name, '(pooled)', value, n, floor, excess, network, keep=True), row(f'{name}_change', '(pooled)', excess, n, nothing, excess, network, keep=True)]
+    over = row(f'{name}_change', '(pooled)', excess, n, nothing, excess, network, keep=True)
+    return [row(name, '(pooled)', value, n, floor, excess, network, keep=True), over]
 
 def kid_table(
     base: dict, adapted: dict,       # prompt -> features [n, d] of one judge, in the order of the seeds

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
 from .core import ForgetError, atomic, choose
 from .color import TERMS, transport_plan
-from .semantic import contrast_interval, hierarchical_bootstrap, over_benchmarks, speaks_for
+from .semantic import contrast_interval, over_benchmarks, speaks_for
 from .uncertainty import over_runs
 
 # %% ../nbs/16_figures.ipynb #c005
@@ -216,7 +216,8 @@ def finding(rows: pd.DataFrame, worse: str='up', digits: int=3, against: str='ze
     down, by = s > 0 or fidelity, {'sure': [], 'open': [], 'no': []}        # does correction lower it? else: does it raise it?
     for m, r in pairs:
         lo, hi = (r.less_low, r.less_high) if down else (-r.less_high, -r.less_low)
-        by['sure' if hi < 0 else 'no' if lo > 0 else 'open'].append(f'{r.versus} (by {f(abs(r.less))}{ends(*sorted((abs(lo), abs(hi)))) if hi < 0 or lo > 0 else ""})')
+        size = f'{f(abs(r.less))}{ends(*sorted((abs(lo), abs(hi))))}'
+        by['sure' if hi < 0 else 'no' if lo > 0 else 'open'].append(f'{r.versus} (by {size})')
     verb = ('costs some of it', 'raises it') if fidelity else ('helps', '**makes it worse**')
     parts = [f'Correction {verb[0]}: {", ".join(by["sure"]) or "shown for none"}']
     if by['open']: parts.append(f'not decided: {", ".join(x.split(" (")[0] for x in by["open"])}')
@@ -405,7 +406,8 @@ def drop_rows(
         for m, a in adapted.items():
             lo, hi = ends(m, (1, a))
             ex = ends(m, (1, a), (-1, floor))
-            row = dict(measure=label.format(split), method=m, value=mean[m], low=lo, high=hi, floor=fl, excess=mean[m] - fl, excess_low=ex[0], excess_high=ex[1],
+            over = dict(floor=fl, excess=mean[m] - fl, excess_low=ex[0], excess_high=ex[1])
+            row = dict(measure=label.format(split), method=m, value=mean[m], low=lo, high=hi, **over,
                        n=len(labels), runs=len(a), scope=speaks_for(who[m]), network='Diffusion Classifier')
             out.append(_compared(row, pairs, between))
     return pd.DataFrame(out)
@@ -424,8 +426,8 @@ def run_rows(results: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
             r, who = runs[m], list(runs[m].concept)
             v, lo, hi = over_runs((1, r), subjects=who)
             x = over_runs((1, r), subjects=who, excess=True)
-            row = dict(measure=label, method=m, value=v, low=lo, high=hi, floor=r.floor.mean(), excess=x[0], excess_low=x[1], excess_high=x[2], ceiling=r.ceiling.mean(),
-                       n=r.n.mean(), runs=len(r), scope=speaks_for(who), network=r.network.iloc[0])
+            over = dict(floor=r.floor.mean(), excess=x[0], excess_low=x[1], excess_high=x[2], ceiling=r.ceiling.mean())
+            row = dict(measure=label, method=m, value=v, low=lo, high=hi, **over, n=r.n.mean(), runs=len(r), scope=speaks_for(who), network=r.network.iloc[0])
             out.append(_compared(row, pairs, between))
     return pd.DataFrame(out)
 
@@ -487,7 +489,8 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
 
 def trial_note(rows: pd.DataFrame) -> str:
     "A warning for the top of a page whose numbers have no interval, and so no verdict; empty where they have one."
-    bare = [k for k in dict.fromkeys(rows.measure) if k.startswith(('accuracy drop', 'gain over the base', 'colour drift, mean')) and rows[rows.measure == k].low.isna().any()]
+    mine = [k for k in dict.fromkeys(rows.measure) if k.startswith(('accuracy drop', 'gain over the base', 'colour drift, mean'))]
+    bare = [k for k in mine if rows[rows.measure == k].low.isna().any()]
     if not bare: return ''
     return (f'> **A trial, not a result.** There are too few images for an interval of: {", ".join(bare)}. Numbers of this page show that the steps run, '
             'and nothing about the methods; take `budget: quick` or more.')

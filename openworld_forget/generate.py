@@ -10,7 +10,7 @@ import operator
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
-from .core import ForgetError, cached, content_key, noise
+from .core import ForgetError, cached, content_key, noise, source_key
 from .worlds import World, tiny_world
 
 # %% ../nbs/04_generate.ipynb #c006
@@ -23,7 +23,7 @@ def generate(
     steps: int|None=None,       # DDIM steps; the world's default when None
     guidance: float|None=None,  # guidance scale; the world's default when None
     batch: int=50,
-    cache: Path|None=None,      # folder for results, keyed by world, prompts, seeds and sampler
+    cache: Path|None=None,      # folder for results, keyed by world, prompts, seeds, sampler and the source that makes them
     desc: str='generate',
 ) -> torch.Tensor:              # uint8 [n, 3, H, W]
     "Images of `prompts` from the noise of `seeds`."
@@ -33,10 +33,17 @@ def generate(
     except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
     if len(prompts) != len(seeds): raise ForgetError(f'{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt.')
     if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
-    steps, guidance = steps or world.spec.sampling_steps, world.spec.guidance if guidance is None else guidance
-    f = Path(cache)/f'images-{content_key(world.key, prompts, seeds, steps, guidance)}.safetensors' if cache else None
+    steps, guidance = world.spec.sampling_steps if steps is None else steps, world.spec.guidance if guidance is None else guidance
+    if isinstance(steps, bool) or not 1 <= steps < world.timesteps:
+        raise ForgetError(f'{steps} sampling steps: give 1 to {world.timesteps - 1}, or None for the world\'s own.')
+    if batch < 1: raise ForgetError(f'A batch of {batch} images: give 1 or more.')
+    names = list(dict.fromkeys(prompts))
+    # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too
+    asked = [world.key, world.tokens(names), prompts, [int(s) for s in seeds], steps, guidance] if cache else []
+    made = source_key('openworld_forget.generate', 'openworld_forget.customize')        # the latter for what an adapted world computes with
+    f = Path(cache)/f'images-{content_key(*asked, made)}.safetensors' if cache else None
     def make():
-        pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
+        pipe = world.pipeline()
         text = dict(zip(names, world.encode_text(names)))
         null = world.encode_text([''])
         out = []

@@ -10,12 +10,12 @@ __all__ = ['CLIP_STATS', 'IMAGENET_STATS', 'LPIPS_STATS', 'check_images', 'resiz
 # %% ../nbs/09_judges.ipynb #c003
 import importlib.util, json, pickle
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.utils import cached_file
-from .core import ForgetError, cached, check_finite, choose, content_key, numbers
+from .core import ForgetError, cached, check_finite, choose, content_key, numbers, source_key
 from .worlds import WorldSpec, default_device, find_source, is_own
 
 # %% ../nbs/09_judges.ipynb #c006
@@ -76,6 +76,11 @@ class Judge:
     @property
     def device(self): return next(self.network.parameters()).device
 
+    @cached_property
+    def key(self) -> str:
+        "Content key of what the judge is made of: name, weights and preprocessing."
+        return content_key(self.name, dict(self.network.state_dict()), self.size, self.resize, list(self.mean), list(self.std))
+
     def _run(self, f, parts) -> torch.Tensor:
         with torch.no_grad(): out = torch.cat([f(p).float().cpu() for p in parts])
         check_finite({'features': out}, f'judge {self.name}'); return out
@@ -87,8 +92,9 @@ class Judge:
         return (x.to(self.device).float()/255 - m)/s
 
     def embed(self, images: torch.Tensor, batch: int=16, cache: Path|None=None) -> torch.Tensor:
-        "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge and images."
-        x = check_images(images, f'images for {self.name}'); f = Path(cache)/f'features-{content_key(self.name, x)}.safetensors' if cache else None
+        "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge, source and images."
+        x = check_images(images, f'images for {self.name}')
+        f = Path(cache)/f'features-{content_key(self.key, x, source_key("openworld_forget.judges"))}.safetensors' if cache else None
         return cached(f, lambda: {'features': self._run(lambda b: self.image(self.prepare(b)), x.split(batch))})['features']
 
     def embed_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:

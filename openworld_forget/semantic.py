@@ -462,7 +462,8 @@ def concept_table(
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
     def row(k, s, after):
         ends = hierarchical_bootstrap(s, y, b, a, groups, after=after, C=C)
-        over = contrast_interval(s, y, b, (1, a), (-1, f), groups=groups) if f is not None and len(f) == 1 and _named(s)[0] in SCORES else (np.nan,)*2
+        floored = f is not None and len(f) == 1 and _named(s)[0] in SCORES
+        over = contrast_interval(s, y, b, (1, a), (-1, f), groups=groups) if floored else (np.nan, np.nan)
         return _row(k, at(s, after, a), len(y), ends, np.nan if f is None else at(s, after, f), over=over)
     return pd.DataFrame([row(k, s, after) for k, (s, after) in specs.items()]).assign(concepts=len(a))
 

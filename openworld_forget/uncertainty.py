@@ -102,7 +102,8 @@ def average(parts: list[Estimate], weights=None) -> Estimate:
     )
 
 def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
-    "The estimate of a mean over pairs of different images: G [N, N], symmetric, its off-diagonal elements add up to the value; images are drawn within their stratum [N]."
+    """The estimate of a mean over pairs of different images: G [N, N], symmetric, its off-diagonal elements add up to the value; images are drawn
+    within their stratum [N]."""
     G = np.array(G, float)
     np.fill_diagonal(G, 0)
     s, n_s = np.unique(strata, return_inverse=True)[1], np.bincount(np.unique(strata, return_inverse=True)[1])
@@ -114,12 +115,16 @@ def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
     V = I@I
     return Estimate(float(value), I, float(max(V - 2*(f@(D*D)@f), V/2)), float((n_s - 1).sum()))
 
-def row(measure: str, prompt: str, e: Estimate, n: int, floor: Estimate|None, excess: Estimate|None, network='', bounds=(-np.inf, np.inf), ends=True, keep=False):
+def row(
+    measure: str, prompt: str, e: Estimate, n: int, floor: Estimate|None, excess: Estimate|None, network='', bounds=(-np.inf, np.inf), ends=True,
+    keep=False,
+) -> pd.DataFrame:
     "One row of a table; `ends`: with intervals; `keep`: with the influences, from which means over runs and differences of methods are made."
     ex = (np.nan,)*3 if excess is None else (excess.value, *(excess.interval() if ends else (np.nan, np.nan)))
     lohi = e.interval(bounds) if ends else (np.nan, np.nan)
     inf = lambda x: x.influence.astype(np.float32) if keep and x is not None else None
-    values = (measure, prompt, e.value, n, *lohi, np.nan if floor is None else floor.value, *ex, network, e.df, e.shrink, excess.shrink if excess else np.nan, inf(e), inf(floor))
+    base, shrink = np.nan if floor is None else floor.value, np.nan if excess is None else excess.shrink
+    values = (measure, prompt, e.value, n, *lohi, base, *ex, network, e.df, e.shrink, shrink, inf(e), inf(floor))
     return pd.DataFrame([dict(zip(COLUMNS, values))])
 
 def rows(
