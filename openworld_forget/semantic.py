@@ -169,11 +169,10 @@ class Spread(NamedTuple):
 
 def spread(x, labels, groups=None, a=None) -> Spread:
     "The mean of scores x [N] of images under weights a [N] (None: equal ones), and its variance over the drawings of each class."
-    g, x = clusters(labels, groups), numbers(x, 'scores')
-    labels = np.unique(checked(None, labels)[0], return_inverse=True)[1]
+    g, x, labels = clusters(labels, groups), numbers(x, 'scores'), np.unique(checked(None, labels)[0], return_inverse=True)[1]
     a = np.full(len(labels), 1/len(labels)) if a is None else numbers(a, 'weights')
-    if x.shape != labels.shape or a.shape != labels.shape:
-        raise ForgetError(f'{list(x.shape)} scores and {list(a.shape)} weights for {len(labels)} images.')
+    if x.shape != labels.shape or a.shape != labels.shape or not np.isfinite(x).all():
+        raise ForgetError(f'{list(x.shape)} scores and {list(a.shape)} weights for {len(labels)} images: give one finite score for each.')
     of = np.zeros(g.max() + 1, np.int64)                                  # the class of each cluster
     of[g] = labels
     size, n_c, m_c = np.bincount(g), np.bincount(labels), np.bincount(of)
@@ -269,7 +268,8 @@ def contrast_interval(
     subjects=None,                 # [K]: models of one subject are averaged first; None: every model has its own
 ) -> tuple:
     "Interval (low, high) of a sum of one paired statistic of several worlds, image by image and model by model: one method less another, or less the floor."
-    labels, base, *preds = checked(C, labels, base_pred, *(_rows(p) for _, p in terms), rows=True)
+    labels, base = checked(C, labels, base_pred)
+    preds = checked(C, labels, *(_rows(p) for _, p in terms), rows=True)[1:]
     known = _named(stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')])
     if known[0] not in SCORES: raise ForgetError(f'A contrast needs a mean over images: one of {list(SCORES)}.')
     x = sum(k*np.stack([SCORES[known[0]](labels, base, a) for a in p]) for (k, _), p in zip(terms, preds))
@@ -288,7 +288,7 @@ def hierarchical_bootstrap(
 ) -> tuple:
     """Interval (low, high) of the mean over concepts: of means over images in closed form (`mean_interval`), of a drop per class from the
     classes with five drawings or more, of other statistics from resamples of the drawings; NaN for maxima."""
-    labels, base, adapted = checked(C, labels, base_pred, _rows(adapted_pred), rows=True)
+    (labels, base), adapted = checked(C, labels, base_pred), checked(C, labels, _rows(adapted_pred), rows=True)[1]
     C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')]
     if not 0 < level < 1: raise ForgetError(f'The level must lie between 0 and 1, got {level}. 95 % is .95.')
@@ -474,7 +474,7 @@ def split_half(
     splits: int=200, seed: int=0,      # random halves
 ) -> dict:
     "Mean Spearman correlation `rho` over classes of the class drops on two halves of their drawings, number of `classes` with two or more, `drawings` a class."
-    y, b, a = checked(None, labels, base_pred, _rows(adapted_pred), rows=True)
+    (y, b), a = checked(None, labels, base_pred), checked(None, labels, _rows(adapted_pred), rows=True)[1]
     g = clusters(y, groups)
     of = np.zeros(g.max() + 1, np.int64)
     of[g] = y

@@ -672,7 +672,7 @@ def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None,
         if wrong: raise ForgetError(f'Result columns {sorted(wrong)} are unknown; known: {COLUMNS}.')
         t = table.reindex(columns=COLUMNS); t['seed'] = t['seed'].astype('int64')
         for c in NUMBERS: t[c] = t[c].astype('float64')
-        for c in LISTS: t[c] = [np.asarray(v, np.float32) if isinstance(v, (np.ndarray, list)) else None for v in t[c]]
+        for c in LISTS: t[c] = [np.asarray(v, np.float64) if isinstance(v, (np.ndarray, list)) else None for v in t[c]]
         with atomic(folder/f'{name}.parquet') as p: t.to_parquet(p, index=False)
         files.append(f'{name}.parquet')
     write_json(folder/f'{name}.json', dict(manifest(**more), key=key, files=files))

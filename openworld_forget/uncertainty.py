@@ -70,8 +70,8 @@ def jackknife(*samples) -> Estimate:
     influence, variance, df = [], 0., []
     for v in samples:
         v = numbers(v, 'values under weights')
-        n = _images(len(v)) if v.ndim == 1 else 0
-        if not n: raise ForgetError(f'Expected the values under `leave_out(n)` of n images, got shape {list(v.shape)}.')
+        n = _images(len(v)) if v.ndim == 1 and len(v) and np.isfinite(v).all() else 0
+        if not n: raise ForgetError(f'Expected the finite values under `leave_out(n)` of n images, got shape {list(v.shape)}.')
         if n == 1: return Estimate(float(v[0]), np.zeros(1), np.nan, 0.)
         one, two = v[1:n + 1], v[n + 1:]
         I = ((n - 1)/n)**.5*(one - one.mean())
@@ -106,6 +106,7 @@ def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
     within their stratum [N]."""
     G = np.array(G, float)
     np.fill_diagonal(G, 0)
+    if not np.abs(G).max() < 1e100: raise ForgetError('The pairs have values whose squares overflow. Scale the features down, or normalize them.')
     s, n_s = np.unique(strata, return_inverse=True)[1], np.bincount(np.unique(strata, return_inverse=True)[1])
     def centred(M): return M - np.stack([np.bincount(s, c)/n_s for c in M.T], 1)[s]
     f = np.where(n_s > 1, n_s/np.maximum(n_s - 1, 1), 0)[s]
@@ -122,7 +123,7 @@ def row(
     "One row of a table; `ends`: with intervals; `keep`: with the influences, from which means over runs and differences of methods are made."
     ex = (np.nan,)*3 if excess is None else (excess.value, *(excess.interval() if ends else (np.nan, np.nan)))
     lohi = e.interval(bounds) if ends else (np.nan, np.nan)
-    inf = lambda x: x.influence.astype(np.float32) if keep and x is not None else None
+    inf = lambda x: x.influence if keep and x is not None else None
     base, shrink = np.nan if floor is None else floor.value, np.nan if excess is None else excess.shrink
     values = (measure, prompt, e.value, n, *lohi, base, *ex, network, e.df, e.shrink, shrink, inf(e), inf(floor))
     return pd.DataFrame([dict(zip(COLUMNS, values))])

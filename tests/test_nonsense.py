@@ -22,6 +22,7 @@ from openworld_forget.semantic import (
     class_tests,
     concept_table,
     confusion,
+    contrast_interval,
     drift_table,
     dropped_classes,
     expected_floor,
@@ -29,18 +30,21 @@ from openworld_forget.semantic import (
     hierarchical_bootstrap,
     holm,
     mean_class_accuracy,
+    mean_interval,
     new_confusions,
     over_benchmarks,
     paired_bootstrap,
     resample_weights,
     second_look,
     sign_test,
+    split_half,
+    spread,
     suspects,
     wilson,
     worst_class_drop,
 )
 from openworld_forget.texture import band_energy, texture_table
-from openworld_forget.uncertainty import mean_shift2
+from openworld_forget.uncertainty import jackknife, leave_out, mean_shift2
 from openworld_forget.variety import diversity, lpips_distances, lpips_table, paired_distance, variety_table, vendi
 
 r = np.random.default_rng(0)
@@ -57,6 +61,7 @@ D = two(distances(IMAGES, MORE))
 NETS = dict(clip='x', features='y')
 
 # measure -> (function, arguments that make sense)
+SCORE = np.resize([1., 0, 0, -1], 12)
 MEASURES = {
     'accuracy': (lambda y, a: accuracy(y, a, 3), Y, A),
     'accuracy, weights': (lambda y, a, w: accuracy(y, a, 3, w), Y, A, np.ones((2, 12))),
@@ -73,47 +78,53 @@ MEASURES = {
     'class_tests': (class_tests, Y, C, B, A, GROUPS),
     'dropped_classes': (lambda *a: dropped_classes(*a) and 0.0, Y, C, B, A, GROUPS),
     'new_confusions': (new_confusions, Y, C, B, A, GROUPS),
-    'paired_bootstrap': (lambda y, b, a, g: paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, A, GROUPS),
-    'hierarchical_bootstrap': (lambda y, b, a, g: hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3), Y, B, [A, B], GROUPS),
+    'paired_bootstrap': (lambda y, b, a, g: np.nan_to_num(paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, A, GROUPS),
+    'hierarchical_bootstrap': (lambda y, b, a, g: np.nan_to_num(hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, [A, B], GROUPS),
+    'spread': (lambda x, y, g: spread(x, y, g)[0], SCORE, Y, GROUPS),
+    'mean_interval': (lambda x, y, g: np.nan_to_num(mean_interval(x, y, g)), SCORE, Y, GROUPS),
+    'contrast_interval': (lambda y, b, a, f: np.nan_to_num(contrast_interval('flip_rate', y, b, (1, a), (-1, f), C=3)), Y, B, A, B),
+    'split_half': (lambda y, b, a, g: np.nan_to_num(split_half(y, b, a, g, 5)['rho']), Y, B, A, GROUPS),
+    'leave_out': (lambda n: leave_out(n)[0], 4),
+    'jackknife': (lambda v: jackknife(v).value, leave_out(5)@np.arange(5.)),
     'over_benchmarks': (
-        lambda s, y, b, a: paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3),
+        lambda s, y, b, a: np.nan_to_num(paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3)),
         [1, 2],
         Y,
         B,
         np.where(Y, 1 + A % 2, 0),
     ),
-    'drift_table': (lambda *a: drift_table(*a, n=9), Y, C, B, A, B, GROUPS),
-    'concept_table': (lambda *a: concept_table(*a, n=9), Y, C, B, [A, B], [B, A], GROUPS),
+    'drift_table': (lambda *a: drift_table(*a), Y, C, B, A, B, GROUPS),
+    'concept_table': (lambda *a: concept_table(*a), Y, C, B, [A, B], [B, A], GROUPS),
     'suspects': (lambda d: suspects(d, 2), DROPS[0]),
-    'second_look': (lambda *a: second_look(*a, n=9), C, Y, B == Y, A == Y, B == Y, GROUPS),
+    'second_look': (lambda *a: second_look(*a), C, Y, B == Y, A == Y, B == Y, GROUPS),
     'expected_floor': (lambda C, m, a: expected_floor(C, m, a, n=3), 3, 4, 80.0),
     'name_colors': (name_colors, r.random((4, 3))),
     'name_histogram': (name_histogram, IMAGES),
     'color_drift': (color_drift, IMAGES, MORE),
     **{f'cdi {k}': (lambda p, q, k=k: cdi(p, q, k), H, K) for k in ('tv', 'js', 'emd')},
     'transport_plan': (transport_plan, H[0], K[0]),
-    'cdi_table': (lambda b, a, f: cdi_table(b, a, f, draws=5), two(H), two(K), two(K, H)),
-    'asked_table': (lambda b, a, f: asked_table(b, a, f, draws=5), two(H), two(K), two(K, H)),
+    'cdi_table': (lambda b, a, f: cdi_table(b, a, f), two(H), two(K), two(K, H)),
+    'asked_table': (lambda b, a, f: asked_table(b, a, f), two(H), two(K), two(K, H)),
     'band_energy': (band_energy, IMAGES),
-    'texture_table': (lambda b, a, f: texture_table(b, a, f, draws=5), two(F), two(G), two(O)),
+    'texture_table': (lambda b, a, f: texture_table(b, a, f), two(F), two(G), two(O)),
     'mean_shift2': (mean_shift2, F - G),
     'kid': (kid, F, G),
     'kid, subsets': (lambda n, s: kid(F, G, subsets=n, subset_size=s), 5, 3),
     'cmmd': (cmmd, F, G),
     'cmmd, sigma': (lambda s: cmmd(F, G, s), 10.0),
-    'kid_table': (lambda b, a, f: kid_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
-    'cmmd_table': (lambda b, a, f: cmmd_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
+    'kid_table': (lambda b, a, f: kid_table(b, a, f, network='x'), two(F), two(G), two(O)),
+    'cmmd_table': (lambda b, a, f: cmmd_table(b, a, f, network='x'), two(F), two(G), two(O)),
     'diversity': (diversity, F),
     'vendi': (vendi, F),
     'paired_distance': (paired_distance, F, G),
-    'variety_table': (lambda b, a, f: variety_table(b, a, f, network='x', draws=5), two(F), two(G), two(O)),
+    'variety_table': (lambda b, a, f: variety_table(b, a, f, network='x'), two(F), two(G), two(O)),
     'lpips_distances': (distances, IMAGES, MORE),
-    'lpips_table': (lambda d, f: lpips_table(d, f, network='x', draws=5), D, D),
+    'lpips_table': (lambda d, f: lpips_table(d, f, network='x'), D, D),
     'image_alignment': (image_alignment, F, G),
     'real_ceiling': (real_ceiling, F),
     'text_alignment': (text_alignment, F, G[0]),
     'clip_score': (clip_score, np.array([0.1, -0.3])),
-    'fidelity_table': (lambda g, refs, b: fidelity_table(g, refs, b, networks=NETS, draws=5), looks(F), dict(clip=G, features=G), looks(O)),
+    'fidelity_table': (lambda g, refs, b: fidelity_table(g, refs, b, networks=NETS), looks(F), dict(clip=G, features=G), looks(O)),
 }
 
 def nonsense(x):
@@ -166,7 +177,7 @@ def nonsense(x):
 # No images of a class; no pair of references; no spread in fewer than three images.
 MEANT = {('second_look', 'all zero'), ('class_accuracy', 'all zero'), ('class_drop', 'all zero'), ('class_tests', 'all zero'), ('confusion', 'all zero'),
          ('real_ceiling', 'one')}
-NO_SPREAD = ('low', 'high', 'floor', 'ceiling', 'p_holm')
+NO_SPREAD = ('low', 'high', 'floor', 'excess', 'excess_low', 'excess_high', 'ceiling', 'p_holm', 'df', 'shrink', 'excess_shrink')
 
 def numbers(out):
     if isinstance(out, pd.DataFrame): out = out.drop(columns=[c for c in out if c in NO_SPREAD]).select_dtypes('number')
