@@ -459,19 +459,19 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
     there are too few images for one."""
     at, out = rows.set_index(['measure', 'method']), []
     three = lambda v: f'{v if abs(v) > 1e-9 else 0:.3g}'
-    ends = lambda lo, hi: f'{three(lo)} to {three(hi)}' if np.isfinite(lo) else 'no interval'
+    ends = lambda lo, hi: f'95 % {three(lo)} to {three(hi)}' if np.isfinite(lo) else 'no interval'
     methods = list(dict.fromkeys(rows.method))
     pairs = {v: k for k, v in twins(methods).items()}
     for m in [m for m in methods if m not in pairs.values()]:
         for k in dict.fromkeys(rows.measure):
             if not k.startswith(('accuracy drop', 'colour drift, mean')) or (k, m) not in at.index: continue
             x = at.loc[(k, m)]
-            text = f'{k}: {m} {three(x.value)} (95 % {ends(x.low, x.high)}; floor {three(x.floor)}). Above the floor: {decided(x.excess_low, x.excess_high)}'
+            text = f'{k}: {m} {three(x.value)} ({ends(x.low, x.high)}; floor {three(x.floor)}). Above the floor: {decided(x.excess_low, x.excess_high)}'
             text += f' (by {three(x.excess)}; {ends(x.excess_low, x.excess_high)}).'
             if m in pairs and (k, pairs[m]) in at.index:
                 y = at.loc[(k, pairs[m])]
                 share = f': {y.value/x.value:.2f} of it' if x.value > 0 else ''
-                text += f' {pairs[m]} {three(y.value)} (95 % {ends(y.low, y.high)}){share}; less than {m}: {decided(-y.less_high, -y.less_low)}, '
+                text += f' {pairs[m]} {three(y.value)} ({ends(y.low, y.high)}){share}; less than {m}: {decided(-y.less_high, -y.less_low)}, '
                 text += f'at most half of it: {decided(-y.half_high, -y.half_low)}.'
             out.append(text)
     seen = [(m, at.loc[('classes shown to have dropped', m)]) for m in methods if ('classes shown to have dropped', m) in at.index]
@@ -482,7 +482,7 @@ def verdicts(rows: pd.DataFrame) -> list[str]:
         if ('gain over the base', m) in at.index:
             x = at.loc[('gain over the base', m)]
             out.append(
-                f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} (95 % {ends(x.low, x.high)}): '
+                f'The subject is learned by {m}: image similarity to the references above the base by {x.value:.3f} ({ends(x.low, x.high)}): '
                 f'{decided(x.low, x.high)}.'
             )
     return out

@@ -24,12 +24,17 @@ def test_the_road(tmp_path):
     }
     head = pd.read_csv(home/'tables/headline.csv')
     assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
-    assert (home/'headline.txt').read_text().splitlines()[0].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
+    lines = (home/'headline.txt').read_text().splitlines()                  # one image a class: the page says what it is, and gives no verdict
+    assert lines[0].startswith('A trial, not a result') and lines[2].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
+    drop = head[head.measure.str.startswith(('accuracy drop', 'worst class', 'gain over the base'))]
+    assert drop.low.isna().all() and drop.excess_low.isna().all()
     every = pd.concat(t.values()); assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
     # every drift has its floor beside it
     drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()
     page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
     claims = pd.read_csv(home/'tables/claims.csv'); assert len(claims) == 14 and claims.verdict.notna().all()
+    assert 'A trial, not a result' in page and 'no verdict: too few images' in page and not claims.here.str.contains('nan').any()
+    assert claims.verdict[:6].isin(['not decided', 'not measured']).all()
     look = every[every.split == 'second look']; assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
     assert (home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (home/'correction.html').read_text()
     choice = pd.read_csv(home/'tables/correction.csv').set_index('method')
