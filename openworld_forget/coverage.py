@@ -54,7 +54,7 @@ def of_answers(r, C, per, subjects=1, between=0., **world) -> dict:
     truth = drop if subjects < semantic.ENOUGH else 100*(p['right']*p['lose'] - (1 - p['right'])*p['gain'])
     out = {'accuracy drop': (*iv('accuracy_drop', base, adapted), *usual_drop(y, g, base, adapted, r), truth)}
     if subjects == 1:
-        again = np.where(base, r.random(len(y)) >= .05, r.random(len(y)) < .05*p['right']/(1 - p['right']))
+        again = np.where(base, r.random(len(y)) >= .02, r.random(len(y)) < .02*p['right']/(1 - p['right']))           # as many won as lost
         over = semantic.contrast_interval('accuracy_drop', y, hit(base), (1, hit(adapted)), (-1, hit(again)), groups=g, C=C)
         out |= {
             'accuracy': (*iv('base_accuracy', base, base), np.nan, np.nan, 100*p['right']),
@@ -75,7 +75,7 @@ def count(make, repeats: int, key: str, expect: dict|None=None) -> pd.DataFrame:
     return t.groupby('measure', sort=False)[['ours', 'usual', 'width', 'given']].mean().reset_index().assign(setting=key, repeats=repeats)
 
 # %% ../nbs/20_coverage.ipynb #cov008
-P, D = 8, 24
+P, D = 16, 24
 def pictures(r, n: int, drift=1.) -> tuple:
     "Features [P, n, D] and histograms [P, n, 11] of base, adapted and base with other seeds."
     fixed = rng(0, 'coverage world')
@@ -100,12 +100,11 @@ def of_pictures(r, n: int, drift=1., usual=True) -> dict:
         'unbiased squared shift (colour, texture)': lambda p, W: mean_shift2(ha[p] - hb[p], W),
         'mean of images (LPIPS, same-seed distance, texture)': lambda p, W: W@paired_distance(b[p], a[p]),
         'diversity change (features, LPIPS)': lambda p, W: diversity(a[p], W) - diversity(b[p], W),
-        'Vendi score change': lambda p, W: vendi(a[p], W) - vendi(b[p], W),
+        'Vendi score change (not printed)': lambda p, W: vendi(a[p], W) - vendi(b[p], W),
         'fidelity, gain': lambda p, W: W@(image_alignment(a[p], refs) - image_alignment(b[p], refs)),
     }
     out, W = {}, leave_out(n)
     for k, f in per.items():
-        if k.startswith('Vendi') and n < 16: continue                      # not printed
         v = [f(p, W) for p in range(P)]
         e = average([jackknife(x) for x in v])
         was = _quantiles(np.mean([f(p, w) for p, w in enumerate(_draws(r, n))], 0)) if usual else (np.nan, np.nan)
@@ -168,9 +167,10 @@ def coverage_table(repeats: int=1000, only=None) -> pd.DataFrame:
         parts[f'{K} subjects, 80 images'] = lambda K=K: dict(make=lambda r: of_runs(r, K))
     for n, drift in itertools.product((4, 8, 16), (0., 1.)):
         parts[f'{P} prompts x {n}, ' + ('drift' if drift else 'no drift')] = lambda n=n, drift=drift: dict(
-            make=lambda r: of_pictures(r, n, drift), expect=expectation(n, drift, 2*repeats))
-    for n in (6, 10, 20, 40): parts[f'one class, {n} images'] = lambda n=n: dict(make=lambda r: of_suspect(r, n))
-    t = pd.concat([count(repeats=repeats, key=k, **f()) for k, f in parts.items() if only is None or k in only], ignore_index=True)
+            make=lambda r: of_pictures(r, n, drift), expect=expectation(n, drift, repeats))
+    for n in (10, 20, 40): parts[f'one class, {n} images'] = lambda n=n: dict(make=lambda r: of_suspect(r, n))
+    n = lambda k: max(repeats//2, 1) if 'prompts' in k else repeats            # these take longest
+    t = pd.concat([count(repeats=n(k), key=k, **f()) for k, f in parts.items() if only is None or k in only], ignore_index=True)
     return t[['setting', 'measure', 'ours', 'usual', 'width', 'given', 'repeats']]
 
 # %% ../nbs/20_coverage.ipynb #cov011

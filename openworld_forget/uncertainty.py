@@ -114,7 +114,8 @@ def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
     D = centred(centred(G).T)
     np.fill_diagonal(D, 0)
     V = I@I
-    return Estimate(float(value), I, float(max(V - 2*(f@(D*D)@f), V/2)), float((n_s - 1).sum()))
+    df = _satterthwaite(list(zip(np.bincount(s, I*I), n_s - 1)))        # where few prompts carry the variance, few images tell of it
+    return Estimate(float(value), I, float(max(V - 2*(f@(D*D)@f), V/2)), df)
 
 def row(
     measure: str, prompt: str, e: Estimate, n: int, floor: Estimate|None, excess: Estimate|None, network='', bounds=(-np.inf, np.inf), ends=True,
@@ -137,22 +138,21 @@ def rows(
     worst: str='max',                # which end is bad: 'max' | 'min'
     bounds=(-np.inf, np.inf),
     mean: bool=False,                # the measure is a mean over images: then single prompts have intervals
-    least: int=2,                    # images per prompt from which on there are intervals
+    ends: bool=True,                 # with intervals
 ) -> pd.DataFrame:
     "Long-form table: one row per prompt, then '(mean)' and '(worst)' over prompts, each with the same function of the floors."
     if not draws: raise ForgetError(f'{measure}: no prompts, so there is no mean and no worst. Generate images first.')
-    end = dict(max=max, min=min)[choose(worst, ['max', 'min'], 'end')]
+    worse = dict(max=max, min=min)[choose(worst, ['max', 'min'], 'end')]
     sets = lambda v: v if isinstance(v, tuple) else (v,)
     e = {p: jackknife(*sets(v)) for p, v in draws.items()}
     f = {p: jackknife(*sets(floor[p])) for p in draws} if floor is not None else dict.fromkeys(draws)
     over = lambda p: jackknife(*(v - u for v, u in zip(sets(draws[p]), sets(floor[p]), strict=True)))
     x = {p: over(p) for p in draws} if floor is not None else dict.fromkeys(draws)
-    ok = min(n.values()) >= least
-    out = [row(measure, p, e[p], n[p], f[p], x[p], network, bounds, ok and mean) for p in draws]
+    out = [row(measure, p, e[p], n[p], f[p], x[p], network, bounds, ends and mean) for p in draws]
     whole = lambda d: None if floor is None else average([*d.values()])
-    out.append(row(measure, '(mean)', average([*e.values()]), sum(n[p] for p in draws), whole(f), whole(x), network, bounds, ok, True))
-    k = end(draws, key=lambda p: e[p].value)
-    top = Estimate(end(f[p].value for p in draws), np.zeros(0), np.nan, 0.) if floor is not None else None
+    out.append(row(measure, '(mean)', average([*e.values()]), sum(n[p] for p in draws), whole(f), whole(x), network, bounds, ends, True))
+    k = worse(draws, key=lambda p: e[p].value)
+    top = Estimate(worse(f[p].value for p in draws), np.zeros(0), np.nan, 0.) if floor is not None else None
     far = Estimate(e[k].value - top.value, np.zeros(0), np.nan, 0.) if top else None
     out.append(row(measure, '(worst)', e[k], n[k], top, far, network, bounds, False))
     return pd.concat(out, ignore_index=True)
