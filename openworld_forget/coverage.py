@@ -109,7 +109,8 @@ def of_pictures(r, n: int, drift=1., usual=True) -> dict:
         e = average([jackknife(x) for x in v])
         was = _quantiles(np.mean([f(p, w) for p, w in enumerate(_draws(r, n))], 0)) if usual else (np.nan, np.nan)
         out[k] = (*e.interval(), *was, e.value)
-        if k.startswith('mean of images'): out['mean of images, single prompt'] = (*jackknife(v[0]).interval(), np.nan, np.nan, v[0][0])
+        if k.startswith('mean of images') and n >= semantic.ONE_CLASS:
+            out['mean of images, single prompt'] = (*jackknife(v[0]).interval(), np.nan, np.nan, v[0][0])
     flat, strata, N, w = lambda x: x.reshape(-1, D), np.repeat(np.arange(P), n), P*n, equal(P*n)
     for k, kernel, f in (('KID', cubic, lambda x: x), ('CMMD', gaussian(1.), unit)):
         x, y, z = (f(flat(v)) for v in (b, a, o))
@@ -160,6 +161,7 @@ def coverage_table(repeats: int=1000, only=None) -> pd.DataFrame:
     for C, per, name in itertools.product((16, 112), (1, 2, 3, 6, 10), ('held-out', 'known')):
         draws = HELDOUT if name == 'held-out' else KNOWN
         parts[f'{C} classes x {per}, {name} drawings'] = lambda C=C, per=per, draws=draws: dict(make=lambda r: of_answers(r, C, per, drawings=draws))
+    parts['112 classes x 3, half of them with one drawing'] = lambda: dict(make=lambda r: of_answers(r, 112, 3, drawings=(1, 2)))
     parts['112 classes x 3, few changes'] = lambda: dict(make=lambda r: of_answers(r, 112, 3, right=.97, lose=.02, gain=.2, drawings=KNOWN))
     parts['16 classes x 3, few changes'] = lambda: dict(make=lambda r: of_answers(r, 16, 3, right=.97, lose=.02, gain=.2, drawings=KNOWN))
     for K in (2, 3, 5, 10):

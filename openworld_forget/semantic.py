@@ -185,8 +185,9 @@ def spread(x, labels, groups=None, a=None) -> Spread:
     V = np.where(many, f, 0)*np.bincount(of, E*E)
     value, square, n = float(a@x), float(a@x**2), float(1/(a@a))
     if (m_c - 1).sum() < ENOUGH - 1 or 2*many.sum() < len(m_c): return Spread(value, np.nan, np.nan, square, n, len(size))
-    V *= len(m_c)/many.sum()
-    df = V.sum()**2/(V**2/np.maximum(m_c - 1, 1)).sum() if V.sum() > 0 else (m_c - 1).sum()
+    weight = np.bincount(labels, a)**2                                     # what a class with one drawing adds, if its images agree as one
+    V += (V*many).sum()/((q*weight)*many).sum()*np.where(many, 0, weight)
+    df = V.sum()**2/(V**2/np.maximum(m_c - 1, 1)).sum() if V.sum() > 0 else (m_c - 1).sum()      # a guessed variance: one degree
     return Spread(value, float(V.sum()), float(df), square, n, len(size))
 
 def mean_interval(
@@ -197,8 +198,10 @@ def mean_interval(
     level: float=.95,
 ) -> tuple[float, float]:
     "Interval (low, high) of the mean over images and models. With fewer than five models it speaks for these; NaN where no spread can be seen."
+    if not 0 < level < 1: raise ForgetError(f'The level must lie between 0 and 1, got {level}. 95 % is .95.')
     X = np.atleast_2d(numbers(x, 'scores'))
-    K, d = len(X), X.mean(0)
+    K, d, far = len(X), X.mean(0), max(1., np.abs(X).max(initial=0.))
+    def within(lo, hi): return max(lo, 0. if share else -far), min(hi, far)
     s = spread(d, labels, groups, a)
     if np.isnan(s.variance): return np.nan, np.nan
     more, square, sum_ = (4, 2, 2) if share else (2, 1, 0)                # a few added images, half of them of each kind: never no variance
@@ -210,14 +213,14 @@ def mean_interval(
         between = np.var(means, ddof=1)/K
         total = V + max(between - np.sum(inner)/(K*(K - 1)), 0.)
         h = student.ppf((1 + level)/2, total**2/(V**2/df + between**2/(K - 1)))*total**.5
-        return s.value - h, s.value + h
+        return within(s.value - h, s.value + h)
     t, n = student.ppf((1 + level)/2, df), around/V                     # n: the effective number of images
     if share:                                                           # Wilson
         m, h = s.value + t*t/(2*n), t*(max(s.value*(1 - s.value), 0.)/n + t*t/(4*n*n))**.5
         return min((m - h)/(1 + t*t/n), s.value), max((m + h)/(1 + t*t/n), s.value)
     mean = n*s.value/(n + 2)                                            # Agresti & Min
     h = t*(max(n*s.square + 1 - (n*s.value)**2/(n + 2), 0.))**.5/(n + 2)
-    return mean - h, mean + h
+    return within(mean - h, mean + h)
 
 # %% ../nbs/08_semantic.ipynb #c18c
 SCORES = dict(          # statistic -> f(labels, base, adapted): scores [N] whose mean over images it is
@@ -235,8 +238,10 @@ def _named(f) -> tuple:
 
 def image_weights(stat: str, labels, sizes=None) -> np.ndarray:
     "How much each image counts, [N], adding up to one: benchmarks alike, within them images alike (`mean_class_drop`: classes alike)."
+    choose(stat, SCORES, 'statistic')
     y = checked(None, labels)[0]
     edge = [0, *accumulate(map(int, sizes))] if sizes is not None else [0, y.max() + 1]
+    if y.max() >= edge[-1]: raise ForgetError(f'Class {y.max()}, but benchmarks of {list(sizes)} classes: the sizes must add up.')
     part = np.searchsorted(edge, y, 'right') - 1                          # the benchmark of each image
     n_c = np.bincount(y)
     if stat != 'mean_class_drop': return 1/np.bincount(part)[part]/len(np.unique(part))
@@ -252,8 +257,8 @@ def _over_concepts(f, labels, base, adapted, C, after, w=None):
 def by_subject(x, subjects=None) -> np.ndarray:
     "The mean of the rows [runs, ...] of each subject, [K, ...]: trainings of one subject are no new subjects. A single subject keeps its trainings."
     s = None if subjects is None else np.unique(_vector(subjects), return_inverse=True)[1]
+    if s is not None and len(s) != len(x): raise ForgetError(f'{len(s)} subjects for {len(x)} models: give one for each.')
     if s is None or len(set(s)) < 2: return np.asarray(x)
-    if len(s) != len(x): raise ForgetError(f'{len(s)} subjects for {len(x)} models: give one for each.')
     return np.stack([np.asarray(x)[s == k].mean(0) for k in range(s.max() + 1)])
 
 def speaks_for(subjects) -> str:
@@ -274,6 +279,8 @@ def contrast_interval(
     preds = checked(C, labels, *(_rows(p) for _, p in terms), rows=True)[1:]
     known = _named(stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')])
     if known[0] not in SCORES: raise ForgetError(f'A contrast needs a mean over images: one of {list(SCORES)}.')
+    if known[1] and C is not None and C != sum(known[1]): raise ForgetError(f'{C} classes, but benchmarks of {known[1]}: the sizes must add up.')
+    if len({len(p) for p in preds if len(p) > 1}) > 1: raise ForgetError(f'Terms of {[len(p) for p in preds]} models: give equally many, or one for all.')
     x = sum(k*np.stack([SCORES[known[0]](labels, base, a) for a in p]) for (k, _), p in zip(terms, preds))
     x = by_subject(x, subjects)
     share = known[0] in SHARES and len(terms) == 1 and terms[0][0] == 1

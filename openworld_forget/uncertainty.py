@@ -68,6 +68,7 @@ def _images(rows: int) -> int:
 def jackknife(*samples) -> Estimate:
     "The estimate of values under the weights of `leave_out`, one array per independent set of images (each with the same value first)."
     influence, variance, df = [], 0., []
+    if not samples: raise ForgetError('No values to leave images out of.')
     for v in samples:
         v = numbers(v, 'values under weights')
         n = _images(len(v)) if v.ndim == 1 and len(v) and np.isfinite(v).all() else 0
@@ -93,6 +94,7 @@ def _satterthwaite(parts) -> float:
 
 def average(parts: list[Estimate], weights=None) -> Estimate:
     "The weighted (None: plain) mean of estimates from different images."
+    if not len(parts): raise ForgetError('No estimates to average. Generate images first.')
     w = np.full(len(parts), 1/len(parts)) if weights is None else np.asarray(weights, float)
     return Estimate(
         float(sum(k*p.value for k, p in zip(w, parts))),
@@ -137,18 +139,22 @@ def rows(
     network: str='',                 # the instrument: a judge's name or `NAMER`
     worst: str='max',                # which end is bad: 'max' | 'min'
     bounds=(-np.inf, np.inf),
-    mean: bool=False,                # the measure is a mean over images: then single prompts have intervals
+    mean: bool=False,                # the measure is a mean over images: then single prompts of fifteen images or more have intervals
     ends: bool=True,                 # with intervals
 ) -> pd.DataFrame:
     "Long-form table: one row per prompt, then '(mean)' and '(worst)' over prompts, each with the same function of the floors."
     if not draws: raise ForgetError(f'{measure}: no prompts, so there is no mean and no worst. Generate images first.')
+    if set(draws) - set(n) or floor is not None and set(draws) - set(floor): raise ForgetError(f'{measure}: give n and a floor for every prompt.')
     worse = dict(max=max, min=min)[choose(worst, ['max', 'min'], 'end')]
     sets = lambda v: v if isinstance(v, tuple) else (v,)
     e = {p: jackknife(*sets(v)) for p, v in draws.items()}
     f = {p: jackknife(*sets(floor[p])) for p in draws} if floor is not None else dict.fromkeys(draws)
-    over = lambda p: jackknife(*(v - u for v, u in zip(sets(draws[p]), sets(floor[p]), strict=True)))
+    def over(p):
+        pairs = [(np.asarray(v), np.asarray(u)) for v, u in zip(sets(draws[p]), sets(floor[p]))]
+        if any(v.shape != u.shape for v, u in pairs): raise ForgetError(f'{measure}: the floor of {p!r} has another number of images.')
+        return jackknife(*(v - u for v, u in pairs))
     x = {p: over(p) for p in draws} if floor is not None else dict.fromkeys(draws)
-    out = [row(measure, p, e[p], n[p], f[p], x[p], network, bounds, ends and mean) for p in draws]
+    out = [row(measure, p, e[p], n[p], f[p], x[p], network, bounds, ends and mean and n[p] >= semantic.ONE_CLASS) for p in draws]
     whole = lambda d: None if floor is None else average([*d.values()])
     out.append(row(measure, '(mean)', average([*e.values()]), sum(n[p] for p in draws), whole(f), whole(x), network, bounds, ends, True))
     k = worse(draws, key=lambda p: e[p].value)
@@ -213,6 +219,8 @@ def over_runs(
     excess: bool=False,          # the difference to the floor instead of the number
 ) -> tuple[float, float, float]:
     "Value, low and high of the mean over subjects of the runs' rows of one measure; NaN where the rows have no interval."
+    if not terms or not len(terms[0][1]) or len({len(r) for _, r in terms}) > 1:
+        raise ForgetError(f'Terms of {[len(r) for _, r in terms]} runs: give one or more, equally many of each method.')
     value, low = ('excess', 'excess_low') if excess else ('value', 'low')
     v = semantic.by_subject(sum(k*r[value].to_numpy(float) for k, r in terms), subjects)
     K, middle, between = len(v), float(v.mean()), float(np.var(v, ddof=1)/len(v)) if len(v) > 1 else 0.
