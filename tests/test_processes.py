@@ -34,6 +34,10 @@ CELLS = dict(
     after="open('after', 'w').close()",
 )
 
+def answer_signals():
+    "In the child: signals that whoever started the tests ignores (a shell's `&`, nohup) would be ignored by the command, too, and rightly so."
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP): signal.signal(s, signal.SIG_DFL)
+
 @pytest.fixture
 def project(tmp_path):
     "A project with tiny templates, its path as people have it; `start` runs the steps as a command of its own."
@@ -51,7 +55,7 @@ def project(tmp_path):
         cmd = staticmethod(lambda kind, engine: [sys.executable, str(tmp_path/'steps.py'), kind, engine, str(tmp_path/ODD/'demo')])
         def start(self, kind, engine):
             return subprocess.Popen(self.cmd(kind, engine), env=self.env, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                    stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                                    stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=answer_signals)
         def begin(self, pid):
             "Wait until the notebook computes; then everybody who works for it."
             end = time.monotonic() + 900
@@ -78,7 +82,9 @@ def test_control_c_in_a_terminal(project):
     """The terminal itself sends the signal, to everything that stands in it, twice: nothing is left when the command returns, one line says so, the
     temporary folder is gone."""
     pid, fd = pty.fork()
-    if not pid: os.execve(sys.executable, project.cmd('forever', 'parsl'), project.env)
+    if not pid:
+        answer_signals()
+        os.execve(sys.executable, project.cmd('forever', 'parsl'), project.env)
     assert len(project.begin(pid)) > 4
     os.write(fd, b'\x03')
     time.sleep(.1)
