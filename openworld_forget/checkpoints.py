@@ -69,7 +69,7 @@ NO_WORD = {'weight', 'bias', 'scale', 'gamma', 'beta', 'embedding', 'embeddings'
 def _no_word(key) -> bool:
     "Whether a tensor's name is that of a network's parameter; in brackets, or a known bare name, it is a word's."
     if key in BARE or (key.strip()[:1] == '<' and key.strip()[-1:] == '>'): return False
-    return key.strip() in NO_WORD or '.' in key
+    return key.strip() in NO_WORD or bool(re.search(r'[^.]\.[^.]', key))
 
 def _embeds(shapes) -> bool:
     "Whether these are the tensors of a textual inversion: a few embeddings, of one width where it is one base's."
@@ -156,7 +156,7 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
         raise ForgetError(f'{p} is not a safetensors file. {PICKLED + " " if p.suffix.lower() in PICKLES else ""}{EXPECTED}')
     shapes, meta = tensor_shapes(p)
     if _own(meta): return 'own', p
-    if p.name == PEFT and (p.parent/PEFT_CONFIG).is_file(): return 'lora', p         # of the kind that its config says
+    if shapes and p.name == PEFT and (p.parent/PEFT_CONFIG).is_file(): return 'lora', p         # of the kind that its config says
     if shard := re.fullmatch(r'(.+)-\d{5}-of-\d{5}', p.stem): raise ForgetError(f'{p} is a shard of {shard[1]}: a part of its tensors. Give the folder.')
     return _file_kind(p, shapes), p
 
@@ -474,6 +474,7 @@ def _changes(base, path):
     config = path.name == PEFT and (path.parent/PEFT_CONFIG).is_file()
     if not config and any(k.startswith('base_model.model.') for k in tensors):
         raise ForgetError(
+            f'{path}: {PEFT_CONFIG} beside it is that of {PEFT} only. Name this file {PEFT}.' if (path.parent/PEFT_CONFIG).is_file() else
             f'{path}: its {PEFT_CONFIG} is missing, so its scale (lora_alpha/r) is unknown. Put the file that peft wrote beside it, and name this one {PEFT}.'
         )
     said = _configs(path, meta); entries = _entries(path, list(tensors), layer_names(base), config, family)
@@ -523,7 +524,7 @@ def _text(tokenizer, word) -> bool:
     "Whether a word is ordinary text: known whole words between spaces or the marks of a sentence ('dog face', 'dog,'; not '<dog-face>', 'dog-face')."
     pieces = tokenizer.tokenize(word)
     whole = all(p.endswith('</w>') for p in pieces) and any(len(p) > 5 and p[:-4].isalpha() for p in pieces)
-    return whole and bool(re.search(r'[\s.,;:!?\'"]', word)) and not re.search(r'[^\w\s.,;:!?\'"-]|_', word)
+    return whole and bool(re.search(r'[\s.,;:!?\'"()]', word)) and not re.search(r'[<>\[\]{}*_]', word)
 
 def add_token(world: World, token: str, embedding: torch.Tensor, path='embedding') -> World:
     """The world with one more word; embedding [width] or [vectors, width]. The world's default V* becomes this word.
@@ -552,6 +553,7 @@ def _embeddings(path) -> dict[str, torch.Tensor]:
     tensors = _floats(path, load_tensors(path, finite=False)[0])
     if other := sorted(set(tensors) & set(OTHERS)):
         raise ForgetError(f'{path}: {other[0]!r} is the embedding of a text encoder that this base does not have. {_for_another("SDXL or SD 3")}')
+    if len(bare := sorted(set(tensors) & set(BARE))) > 1: raise ForgetError(f'{path}: {bare} are all for the word of the file\'s name. Keep one of them.')
     return {f'<{path.stem.strip("<>")}>' if k in BARE else k: v for k, v in tensors.items()}
 
 def _inversion(base, path):
@@ -751,6 +753,8 @@ def _tokenizer(base, path):
     except Exception as e:
         raise ForgetError(f'{path}: its tokenizer could not be loaded ({type(e).__name__}: {(str(e).splitlines() or [""])[0][:160]}).') from None
     length = base.tokenizer.model_max_length
+    if not isinstance(tok.model_max_length, (int, float)):
+        raise ForgetError(f'{path}: its model_max_length is {tok.model_max_length!r}; expected a number of tokens. Copy the folder again.')
     if tok.model_max_length > 10**6: tok.model_max_length = length           # it does not say
     if tok.model_max_length != length: raise ForgetError(f'{path}: its prompts have {tok.model_max_length} tokens, those of this base {length}.')
     return tok

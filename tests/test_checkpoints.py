@@ -581,13 +581,13 @@ def test_a_lora_under_the_names_of_single_files_says_so(base, tmp_path):
 
 # ---- what loads without an error and means something else
 
-@pytest.mark.parametrize('word', ['a dog', 'a photo of a dog', 'dog, cat', 'dog.', 'A Dog'])
+@pytest.mark.parametrize('word', ['a dog', 'a photo of a dog', 'dog, cat', 'dog.', 'A Dog', '(dog)', 'dog - cat'])
 def test_text_of_known_words_is_no_new_word(mini, tmp_path, word):
     pieces = mini.tokenizer.tokenize(word); assert all(p.endswith('</w>') for p in pieces), pieces
     refused(mini, write(tmp_path/'a.safetensors', {word: r(128)}), 'words that the base knows')
     f, _ = pairs(mini, attention(mini)[:1]); refused(mini, write(tmp_path/'b.safetensors', f | {f'bundle_emb.{word}.clip_l': r(2, 128)}), 'that the base knows')
 
-@pytest.mark.parametrize('word', ['<dog cat>', '<dog>', 'dog-cat', 'dog_cat', 'dog qzxw', 'S*', '[dog]'])
+@pytest.mark.parametrize('word', ['<dog cat>', '<dog>', 'dog-cat', 'dog_cat', 'dog qzxw', 'S*', '[dog]', 'bad-dog-5'])
 def test_a_word_with_something_new_in_it_is_a_new_word(mini, tmp_path, word):
     assert load_adapted(mini, write(tmp_path/'a.safetensors', {word: r(128)})).spec.token == word
 
@@ -597,9 +597,11 @@ def test_parameters_are_no_embeddings(base, tmp_path, tensors):
     refused(base, write(tmp_path/'a.safetensors', {k: r(*s) for k, s in tensors.items()}), 'a.safetensors', 'no known kind')
 
 def test_a_peft_folder_is_of_the_kind_that_its_config_says(base, tmp_path):
-    f = write(tmp_path/'adapter_model.safetensors', {'prompt_embeddings': r(4, 32)}); (tmp_path/'adapter_config.json').write_text('{"peft_type": "PROMPT_TUNING"}')
+    f = write(tmp_path/'adapter_model.safetensors', {'prompt_embeddings': r(4, 32)})
+    (tmp_path/'adapter_config.json').write_text('{"peft_type": "PROMPT_TUNING"}')
     for path in (tmp_path, f): refused(base, path, 'PROMPT_TUNING', 'not read')
     f.rename(tmp_path/'x.safetensors'); refused(base, tmp_path, 'PROMPT_TUNING')
+    write(f, {}); refused(base, f, 'holds no tensors')
 
 def test_the_older_name_of_a_pivotal_embedding_means_the_same(base, tmp_path):
     f, _ = pairs(base, [TO_Q]); v = r(2, 32); write(tmp_path/'x.safetensors', f); write(tmp_path/'x_emb.safetensors', {'text_encoders_0': v})
@@ -683,8 +685,9 @@ def test_json_of_another_shape_is_one_error(base, folder, file, content):
     (folder/file).write_text(content); refused(base, folder, file.split('/')[-1], 'damaged')
 
 @pytest.mark.parametrize('content', [*SHAPES, *(json.dumps(c) for c in (
-    dict(lora_alpha='8'), dict(r=None), dict(r=2.5), dict(lora_alpha=True), dict(alpha_pattern=[1]), dict(alpha_pattern={'(': 1}), dict(alpha_pattern={'a': '1'}),
-    dict(rank_pattern='x'), dict(peft_type=5), dict(use_rslora='yes'), dict(lora_alpha=math.nan), dict(init_lora_weights=[])))])
+    dict(lora_alpha='8'), dict(r=None), dict(r=2.5), dict(lora_alpha=True), dict(alpha_pattern=[1]), dict(alpha_pattern={'(': 1}),
+    dict(alpha_pattern={'a': '1'}),    dict(rank_pattern='x'), dict(peft_type=5), dict(use_rslora='yes'), dict(lora_alpha=math.nan),
+    dict(init_lora_weights=[])))])
 def test_an_adapter_config_of_wrong_types_is_one_error(base, tmp_path, content):
     f, _ = pairs(base, [TO_Q], write=lambda n: 'base_model.model.' + n, down='lora_A.weight', up='lora_B.weight')
     write(tmp_path/'adapter_model.safetensors', f); (tmp_path/'adapter_config.json').write_text(content); refused(base, tmp_path, 'adapter_')
@@ -696,7 +699,7 @@ def test_a_shard_index_of_another_shape_is_one_error(base, folder, content):
 
 @pytest.mark.parametrize('part, change', [('scheduler/scheduler_config', dict(_class_name=5)), ('scheduler/scheduler_config', dict(_class_name='__version__')),
                                           ('scheduler/scheduler_config', dict(beta_start='x')), ('scheduler/scheduler_config', dict(prediction_type=[1])),
-                                          ('text_encoder/config', dict(text_config=[1])), ('unet/config', dict(_class_name=[1]))])
+                                          ('text_encoder/config', dict(text_config=[1])), ('tokenizer/tokenizer_config', dict(model_max_length='x')), ('unet/config', dict(_class_name=[1]))])
 def test_fields_of_wrong_types_are_one_error(base, folder, part, change):
     if change.get('_class_name') == '__version__': (folder/'scheduler/scheduler_config.json').write_text('{"_class_name": "__version__"}')
     edit(folder/f'{part}.json', **change); refused(base, folder)
@@ -722,7 +725,8 @@ def test_a_network_with_a_lora_attached_says_to_fuse_it(base, folder):
 
 @pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
 def test_names_of_wrapped_networks_are_read(base, tuned, folder, prefix):
-    f = folder/'unet/diffusion_pytorch_model.safetensors'; write(f, {prefix + k: v for k, v in load_file(f).items()}); assert alike(load_adapted(base, folder), tuned)
+    f = folder/'unet/diffusion_pytorch_model.safetensors'; write(f, {prefix + k: v for k, v in load_file(f).items()})
+    assert alike(load_adapted(base, folder), tuned)
     f, deltas = pairs(base, [TO_Q], write=lambda n: f'unet.{prefix}{n}', down='lora_A.weight', up='lora_B.weight')
     exact(base, write(folder.parent/'l.safetensors', f), deltas)
 
@@ -738,3 +742,4 @@ def test_a_shard_alone_says_so(base, tuned, folder):
 def test_words_that_are_there_twice_and_embeddings_of_nothing(base, tmp_path):
     refused(base, write(tmp_path/'a.safetensors', {'<Toy>': r(32), '<toy>': r(32)}), 'twice', 'capitals')
     assert 'needs [0' not in refused(base, write(tmp_path/'b.safetensors', {'<a>': r(0, 32)}), 'shape [0, 32]', 'no vector')
+    refused(base, write(tmp_path/'c.safetensors', {'clip_l': r(2, 32), 'text_encoders_0': r(2, 32)}), 'clip_l', 'text_encoders_0')
