@@ -699,7 +699,8 @@ def test_a_shard_index_of_another_shape_is_one_error(base, folder, content):
 
 @pytest.mark.parametrize('part, change', [('scheduler/scheduler_config', dict(_class_name=5)), ('scheduler/scheduler_config', dict(_class_name='__version__')),
                                           ('scheduler/scheduler_config', dict(beta_start='x')), ('scheduler/scheduler_config', dict(prediction_type=[1])),
-                                          ('text_encoder/config', dict(text_config=[1])), ('tokenizer/tokenizer_config', dict(model_max_length='x')), ('unet/config', dict(_class_name=[1]))])
+                                          ('text_encoder/config', dict(text_config=[1])), ('tokenizer/tokenizer_config', dict(model_max_length='x')),
+                                          ('unet/config', dict(_class_name=[1]))])
 def test_fields_of_wrong_types_are_one_error(base, folder, part, change):
     if change.get('_class_name') == '__version__': (folder/'scheduler/scheduler_config.json').write_text('{"_class_name": "__version__"}')
     edit(folder/f'{part}.json', **change); refused(base, folder)
