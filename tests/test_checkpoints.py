@@ -578,3 +578,169 @@ def test_a_lora_under_the_names_of_single_files_says_so(base, tmp_path):
     q = 'lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_k'
     said = refused(base, write(tmp_path/'a.safetensors', {q + '.lora_down.weight': r(4, 768), q + '.lora_up.weight': r(320, 4)}), 'original single-file layout')
     assert 'SDXL' not in said
+
+# ---- what loads without an error and means something else
+
+@pytest.mark.parametrize('word', ['a dog', 'a photo of a dog', 'dog, cat', 'dog.', 'A Dog', '(dog)', 'dog - cat'])
+def test_text_of_known_words_is_no_new_word(mini, tmp_path, word):
+    pieces = mini.tokenizer.tokenize(word); assert all(p.endswith('</w>') for p in pieces), pieces
+    refused(mini, write(tmp_path/'a.safetensors', {word: r(128)}), 'words that the base knows')
+    f, _ = pairs(mini, attention(mini)[:1]); refused(mini, write(tmp_path/'b.safetensors', f | {f'bundle_emb.{word}.clip_l': r(2, 128)}), 'that the base knows')
+
+@pytest.mark.parametrize('word', ['<dog cat>', '<dog>', 'dog-cat', 'dog_cat', 'dog qzxw', 'S*', '[dog]', 'bad-dog-5'])
+def test_a_word_with_something_new_in_it_is_a_new_word(mini, tmp_path, word):
+    assert load_adapted(mini, write(tmp_path/'a.safetensors', {word: r(128)})).spec.token == word
+
+@pytest.mark.parametrize('tensors', [{'text_projection.weight': (32, 32)}, {'weight': (1, 32)}, {'bias': (32,)}, {'prompt_embeddings': (4, 32)},
+                                     {'up_blocks.1.norm.weight': (32,), 'up_blocks.1.norm.bias': (32,)}, {'a.b': (32,)}])
+def test_parameters_are_no_embeddings(base, tmp_path, tensors):
+    refused(base, write(tmp_path/'a.safetensors', {k: r(*s) for k, s in tensors.items()}), 'a.safetensors', 'no known kind')
+
+def test_a_peft_folder_is_of_the_kind_that_its_config_says(base, tmp_path):
+    f = write(tmp_path/'adapter_model.safetensors', {'prompt_embeddings': r(4, 32)})
+    (tmp_path/'adapter_config.json').write_text('{"peft_type": "PROMPT_TUNING"}')
+    for path in (tmp_path, f): refused(base, path, 'PROMPT_TUNING', 'not read')
+    f.rename(tmp_path/'x.safetensors'); refused(base, tmp_path, 'PROMPT_TUNING')
+    write(f, {}); refused(base, f, 'holds no tensors')
+
+def test_the_older_name_of_a_pivotal_embedding_means_the_same(base, tmp_path):
+    f, _ = pairs(base, [TO_Q]); v = r(2, 32); write(tmp_path/'x.safetensors', f); write(tmp_path/'x_emb.safetensors', {'text_encoders_0': v})
+    w = load_adapted(base, tmp_path); assert torch.equal(rows(w, '<s0><s1>'), v) and w.spec.token == '<s0><s1>'
+    write(tmp_path/'x_emb.safetensors', {'text_encoders_0': v, 'text_encoders_1': r(2, 48)}); refused(base, tmp_path, 'text_encoders_1', 'SDXL')
+
+@pytest.fixture
+def sides(base, tmp_path):
+    u = get_peft_model(clone(base.unet), LoraConfig(r=2, lora_alpha=6, target_modules=['to_q'], init_lora_weights=False)); u.save_pretrained(tmp_path/'s/unet')
+    return tmp_path/'s'
+
+def test_an_embedding_beside_peft_folders_is_read(base, sides):
+    v = r(2, 32); e = write(sides/'x_emb.safetensors', {'clip_l': v}); w = load_adapted(base, sides)
+    assert torch.equal(rows(w, '<s0><s1>'), v) and w.spec.token == '<s0><s1>'
+    shutil.move(e, sides/'unet/x_emb.safetensors'); assert torch.equal(rows(load_adapted(base, sides), '<s0><s1>'), v)
+    write(sides/'y_emb.safetensors', {'clip_l': v}); refused(base, sides, 'twice')
+    write(sides/'z.safetensors', {'<z>': v}); refused(base, sides, 'choose one', 'z.safetensors')
+
+@pytest.mark.parametrize('other', ['dog-000001', 'adapter_model', 'EasyNegative', 'pytorch_custom_diffusion_weights', 'adapter'])
+def test_another_file_beside_a_known_name_is_a_choice(base, tmp_path, other):
+    f, deltas = pairs(base, [TO_Q]); g = {'EasyNegative': r(2, 32)} if other == 'EasyNegative' else f
+    a = write(tmp_path/'pytorch_lora_weights.safetensors', f); write(tmp_path/f'{other}.safetensors', g)
+    refused(base, tmp_path, 'choose one', a.name, f'{other}.safetensors'); exact(base, a, deltas)
+
+def test_peft_folders_beside_a_lora_are_a_choice(base, sides):
+    write(sides/'pytorch_lora_weights.safetensors', pairs(base, [TO_Q])[0])
+    refused(base, sides, 'choose one', 'pytorch_lora_weights.safetensors', 'unet/adapter_model.safetensors')
+
+@pytest.mark.parametrize('config', [LoraConfig(r=8, lora_alpha=8, target_modules=['to_q'], init_lora_weights=False),
+                                    LoHaConfig(r=8, alpha=8, target_modules=['to_q'], init_weights=False)], ids=['lora', 'loha'])
+def test_a_config_without_alpha_has_the_default_of_peft(base, tmp_path, config):
+    m = get_peft_model(clone(base.unet), config); m.save_pretrained(tmp_path); want = differences(base, tmp_path); f = tmp_path/'adapter_config.json'
+    assert LoraConfig().lora_alpha == LoraConfig().r == LoHaConfig().alpha == LoHaConfig().r == 8
+    f.write_text(json.dumps({k: v for k, v in json.loads(f.read_text()).items() if k not in ('r', 'lora_alpha', 'alpha')}))
+    got = differences(base, tmp_path); assert all(torch.equal(got[k], v) for k, v in want.items()) and want
+
+def test_a_config_without_alpha_scales_another_rank_by_eight(base, tmp_path):
+    get_peft_model(clone(base.unet), LoraConfig(r=2, lora_alpha=8, target_modules=['to_q'], init_lora_weights=False)).save_pretrained(tmp_path)
+    want = differences(base, tmp_path); f = tmp_path/'adapter_config.json'; f.write_text('{"peft_type": "LORA", "r": 2}')
+    assert all(torch.equal(differences(base, tmp_path)[k], v) for k, v in want.items())
+    f.write_text('{}'); refused(base, tmp_path, 'empty')
+
+@pytest.mark.parametrize('said', [{'unet.lora_alpha': 6, 'unet.r': 2}, {'unet': {'lora_alpha': 6, 'r': 2}}, {'lora_alpha': 6, 'r': 2}, {'unet.lora_alpha': 6}])
+def test_the_metadata_of_a_lora_is_read_in_every_layout(base, tmp_path, said):
+    f, d = pairs(base, [TO_Q], write=lambda n: 'unet.' + n, down='lora_A.weight', up='lora_B.weight')
+    if 'unet.r' not in said and list(said) == ['unet.lora_alpha']:                # peft's rank is 8
+        refused(base, write(tmp_path/'a.safetensors', f, {'lora_adapter_metadata': json.dumps(said)}), 'rank 8'); return
+    exact(base, write(tmp_path/'a.safetensors', f, {'lora_adapter_metadata': json.dumps(said)}), {TO_Q: 3*d[TO_Q]})
+
+@pytest.mark.parametrize('said, word', [({'transformer.lora_alpha': 6}, 'transformer.lora_alpha'), ({'text_encoder.r': 2}, 'unet.' + TO_Q), ([], 'expected {'),
+                                        ({'unet.r': 2, 'lora_alpha': 6}, 'lora_alpha'), ({'unet': 5}, "'unet'"), ({'unet.lora_alpha': '6'}, 'a number')])
+def test_metadata_that_is_not_understood_is_named(base, tmp_path, said, word):
+    f, _ = pairs(base, [TO_Q], write=lambda n: 'unet.' + n, down='lora_A.weight', up='lora_B.weight')
+    refused(base, write(tmp_path/'a.safetensors', f, {'lora_adapter_metadata': json.dumps(said)}), word)
+
+def nudged(vae, size):
+    m = clone(vae)
+    with torch.no_grad():
+        for p in m.parameters(): p.add_(size*torch.sign(torch.randn(p.shape, generator=G)))
+    return m
+@pytest.mark.parametrize('size', [.0095, .002, 1e-4])
+def test_another_vae_is_refused_however_near(base, tmp_path, size):
+    save_world(base, tmp_path/'p'); nudged(base.vae, size).save_pretrained(tmp_path/'p/vae'); refused(base, tmp_path/'p', 'another VAE', 'more than rounding')
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_vae_in_half_precision_is_the_same(base, tmp_path, dtype):
+    save_world(base, tmp_path/'p'); clone(base.vae).to(dtype).save_pretrained(tmp_path/'p/vae'); assert alike(load_adapted(base, tmp_path/'p'), base)
+    half = base.but(vae=clone(base.vae).to(dtype).float()); save_world(base, tmp_path/'q'); assert alike(load_adapted(half, tmp_path/'q'), half)
+
+# ---- one clear error
+
+@pytest.mark.parametrize('meta', [{'adaptation': 'lora'}, {'adaptation': {'kind': 'lora'}}, {'adaptation': {'kind': 'lora'}, 'base': 5, 'token': 'x'},
+                                  {'adaptation': {'rank': 3, 'mine': 1}, 'base': 'b', 'token': 'x'}, {'adaptation': None, 'base': 'b', 'token': 'x'}])
+def test_only_our_own_header_is_our_own_run(base, tmp_path, meta):
+    f, deltas = pairs(base, [TO_Q]); exact(base, write(tmp_path/'a.safetensors', f, {'meta': json.dumps(meta)}), deltas)
+
+SHAPES = ('[]', 'null', '5', '"x"', '{', '')
+@pytest.mark.parametrize('content', SHAPES)
+@pytest.mark.parametrize('file', ['unet/config.json', 'model_index.json', 'scheduler/scheduler_config.json', 'text_encoder/config.json', 'vae/config.json'])
+def test_json_of_another_shape_is_one_error(base, folder, file, content):
+    (folder/file).write_text(content); refused(base, folder, file.split('/')[-1], 'damaged')
+
+@pytest.mark.parametrize('content', [*SHAPES, *(json.dumps(c) for c in (
+    dict(lora_alpha='8'), dict(r=None), dict(r=2.5), dict(lora_alpha=True), dict(alpha_pattern=[1]), dict(alpha_pattern={'(': 1}),
+    dict(alpha_pattern={'a': '1'}),    dict(rank_pattern='x'), dict(peft_type=5), dict(use_rslora='yes'), dict(lora_alpha=math.nan),
+    dict(init_lora_weights=[])))])
+def test_an_adapter_config_of_wrong_types_is_one_error(base, tmp_path, content):
+    f, _ = pairs(base, [TO_Q], write=lambda n: 'base_model.model.' + n, down='lora_A.weight', up='lora_B.weight')
+    write(tmp_path/'adapter_model.safetensors', f); (tmp_path/'adapter_config.json').write_text(content); refused(base, tmp_path, 'adapter_')
+
+@pytest.mark.parametrize('content', ['{}', '[]', '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {}}', '{"weight_map": {"a": [1]}}'])
+def test_a_shard_index_of_another_shape_is_one_error(base, folder, content):
+    (folder/'unet/diffusion_pytorch_model.safetensors').unlink(); (folder/'unet/diffusion_pytorch_model.safetensors.index.json').write_text(content)
+    refused(base, folder/'unet', 'index.json', 'damaged')
+
+@pytest.mark.parametrize('part, change', [('scheduler/scheduler_config', dict(_class_name=5)), ('scheduler/scheduler_config', dict(_class_name='__version__')),
+                                          ('scheduler/scheduler_config', dict(beta_start='x')), ('scheduler/scheduler_config', dict(prediction_type=[1])),
+                                          ('text_encoder/config', dict(text_config=[1])), ('tokenizer/tokenizer_config', dict(model_max_length='x')),
+                                          ('unet/config', dict(_class_name=[1]))])
+def test_fields_of_wrong_types_are_one_error(base, folder, part, change):
+    if change.get('_class_name') == '__version__': (folder/'scheduler/scheduler_config.json').write_text('{"_class_name": "__version__"}')
+    edit(folder/f'{part}.json', **change); refused(base, folder)
+
+@pytest.mark.parametrize('path', [None, 5, 'x'*300, 'a\0b', ['a'], '~nobody-of-that-name/x'])
+def test_what_is_no_path_is_one_error(base, path): refused(base, path, 'Checkpoint')
+
+# ---- other ways of saving
+
+@pytest.mark.parametrize('bias', ['all', 'lora_only'])
+def test_trained_biases_of_peft_are_read(base, tmp_path, bias):
+    m = get_peft_model(clone(base.unet), LoraConfig(r=2, lora_alpha=6, bias=bias, target_modules=['to_out.0', 'conv1'], init_lora_weights=False)).eval()
+    with torch.no_grad():
+        for k, p in m.named_parameters():
+            if k.endswith('.bias') and p.requires_grad: p.add_(r(*p.shape))
+    m.save_pretrained(tmp_path); assert any('base_layer.bias' in k for k in load_file(tmp_path/'adapter_model.safetensors'))
+    assert same(load_adapted(base, tmp_path), base.but(unet=m.merge_and_unload()), 2e-5)
+
+def test_a_network_with_a_lora_attached_says_to_fuse_it(base, folder):
+    u = clone(base.unet); u.add_adapter(LoraConfig(r=2, target_modules=['to_q'])); f = folder/'unet/diffusion_pytorch_model.safetensors'
+    write(f, u.state_dict()); refused(base, folder/'unet', 'not fused', 'fuse_lora'); refused(base, f, 'not fused')
+    clone(base.unet).save_pretrained(folder/'unet'); (folder/'unet/adapter_config.json').write_text('{}'); refused(base, folder, 'choose one')
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'module._orig_mod.'])
+def test_names_of_wrapped_networks_are_read(base, tuned, folder, prefix):
+    f = folder/'unet/diffusion_pytorch_model.safetensors'; write(f, {prefix + k: v for k, v in load_file(f).items()})
+    assert alike(load_adapted(base, folder), tuned)
+    f, deltas = pairs(base, [TO_Q], write=lambda n: f'unet.{prefix}{n}', down='lora_A.weight', up='lora_B.weight')
+    exact(base, write(folder.parent/'l.safetensors', f), deltas)
+
+def test_a_byte_order_mark_does_not_count(base, tuned, folder):
+    for f in ('unet/config.json', 'model_index.json', 'scheduler/scheduler_config.json', 'text_encoder/config.json'):
+        (folder/f).write_bytes(b'\xef\xbb\xbf' + (folder/f).read_bytes())
+    assert alike(load_adapted(base, folder), tuned)
+
+def test_a_shard_alone_says_so(base, tuned, folder):
+    tuned.unet.save_pretrained(folder.parent/'u', max_shard_size='100KB')
+    for f in (folder.parent/'u').glob('*-of-*.safetensors'): refused(base, f, 'a shard of diffusion_pytorch_model', 'Give the folder')
+
+def test_words_that_are_there_twice_and_embeddings_of_nothing(base, tmp_path):
+    refused(base, write(tmp_path/'a.safetensors', {'<Toy>': r(32), '<toy>': r(32)}), 'twice', 'capitals')
+    assert 'needs [0' not in refused(base, write(tmp_path/'b.safetensors', {'<a>': r(0, 32)}), 'shape [0, 32]', 'no vector')
+    refused(base, write(tmp_path/'c.safetensors', {'clip_l': r(2, 32), 'text_encoders_0': r(2, 32)}), 'clip_l', 'text_encoders_0')
