@@ -462,14 +462,14 @@ PARTS = STRUCTURE | set(
     'background original originals augmented augmentation augmentations aug synthetic raw processed preprocessed resized cropped crop crops frame frames '
     'video videos clip clips fold folds part parts set sets split splits batch batches subset subsets chunk shard data dataset datasets unlabeled '
     'unlabelled labeled labelled extra list lists meta metadata info thumb thumbs thumbnails captions input inputs output outputs target targets '
-    'source sources classes categories color colour gray grey'.split()) - {'color', 'colour', 'gray', 'grey'}
+    'source sources classes categories trainset testset valset trainval'.split())
 # of these, what is no class in any company
 NEVER = STRUCTURE | {'imgs', 'val', 'validation', 'rgbd', 'bboxes', 'gt', 'dataset', 'datasets', 'metadata'}
 NO_CLASS = re.compile(
     r'background[ _-]google|_?background[ _-]noise_?|un-?label+ed|distractors?|clutter|untitled( folder)?( \d+)?|'
     r'.* \(\d+\)|.* - (copy|kopie|copie|copia)|copy of .*|'
     r'(new folder|neuer ordner|nouveau dossier|nueva carpeta|nuova cartella)( ?\(?\d+\)?)?', re.I)
-COUNTED = re.compile(r'(class|classes|cluster|label|category|group|id|topic|concept|folder|klasse|synset)[ _-]?\d+', re.I)
+COUNTED = re.compile(r'(class|classes|cluster|label|category|group|id|topic|concept|folder|klasse|synset)([ _-]?\d+|[ _-][a-z])', re.I)
 
 def _is_part(name: str, words=PARTS) -> bool:
     "Is a folder called like a part of a download: `train2017`, `imgs_train`, `fold1`, `set_a`, `trainA`?"

@@ -449,7 +449,8 @@ def _check_parts(w: 'World', where: str):
     "A `ForgetError` unless the parts say what they must, fit together, and hold nothing that would be left out."
     u, v, t = w.unet.config, w.vae.config, w.text_encoder.config
     def wrong(part, what): raise ForgetError(f'{where}/{part}/config.json: {what}. Copy the file from the model that it comes from.')
-    if not _number(v.scaling_factor, 0, math.inf): wrong('vae', f'scaling_factor is {v.scaling_factor!r}, and must be a number above 0 (Stable Diffusion: 0.18215)')
+    if not _number(v.scaling_factor, 0, math.inf):
+        wrong('vae', f'scaling_factor is {v.scaling_factor!r}, and must be a number above 0 (Stable Diffusion: 0.18215)')
     for k in ('shift_factor', 'latents_mean', 'latents_std'):
         if v.get(k): wrong('vae', f'{k} is {str(v[k])[:40]}; shifted latents (SDXL, SD3, Flux) are not supported')
     if isinstance(u.sample_size, bool) or not isinstance(u.sample_size, int) or u.sample_size < 1:

@@ -345,12 +345,14 @@ def test_class_txt_under_another_name(data):
     (f/'class.txt').mkdir()
     refused(lambda: subject('my-mug', 16), 'class.txt is a folder')
 
-@pytest.mark.parametrize('word', ['guide dog', 'St. Bernard', 'T-shirt', "bird's nest", 'cafe\u0301', 'salt & pepper', '\u0939\u093f\u0930\u0928', 'A4 page', 'one'])
+@pytest.mark.parametrize('word', ['guide dog', 'St. Bernard', 'T-shirt', "bird's nest", 'cafe\u0301', 'one',
+     'salt & pepper', '\u0939\u093f\u0930\u0928', 'A4 page'])
 def test_class_words_that_are_right(word): assert check_class_word(word, 'x').isprintable()
 
 def test_masks_depths_and_thumbnails_are_no_photographs(data, capsys):
     f = own(data)
-    for n in ('0_mask.png', '1-depth.jpg', '2.thumb.png', 'mask_1.png', '0_mask_2.png', '9_mask.png'): Image.new('RGB', (20, 20), (9, len(n), ord(n[0]))).save(f/n)
+    for n in ('0_mask.png', '1-depth.jpg', '2.thumb.png', 'mask_1.png', '0_mask_2.png', '9_mask.png'):
+        Image.new('RGB', (20, 20), (9, len(n), ord(n[0]))).save(f/n)
     assert [p.name for p in picture_files(f)] == ['0.png', '1.png', '2.png', '9_mask.png']               # of the last there is no photograph
     assert '0_mask.png' in (out := capsys.readouterr().out) and 'left out' in out and '9_mask' not in out
 
@@ -471,9 +473,10 @@ def test_words_with_digits_are_classes(data):
     assert 'a photo of a 3d printer.' in benchmark('b', 'test', 16).prompts
     for bad in (0, -1, 2.5, True, '2'):
         refused(lambda bad=bad: benchmark('b', 'test', 16, per_class=bad), f'{bad!r} images per class')
-        refused(lambda bad=bad: load_image('x.png', bad), 'pixels a side') if bad != 2 else None
+        refused(lambda bad=bad: load_image('x.png', bad), 'pixels a side')
 
-@pytest.mark.parametrize('names', ['mask+helmet', 'part+boeing 747-400+train', 'frame+table+video', '1 euro+2 euro+50 cent', 'f16+f18', 'q1+q2+q3', '7-eleven+aldi+lidl',
+@pytest.mark.parametrize('names', ['mask+helmet', 'part+boeing 747-400+train', 'frame+table+video', '1 euro+2 euro+50 cent',
+    'f16+f18', 'q1+q2+q3', '7-eleven+aldi+lidl',
     'normal+abnormal', 'train+bus', 'real+fake', 'black cat+blackbird', '3d printer+2d plotter', 'test tube+flask', 'color+shape', 'carbon copy+original'])
 def test_what_is_a_class_is_read(data, names):
     classes(data, *[f'b/{n}' for n in names.split('+')])
