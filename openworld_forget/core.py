@@ -204,7 +204,8 @@ class Record(BaseModel):
     def _numbers_are_no_truths(cls, v, info):
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
         if kinds & {int, float} and bool not in kinds and _truth(v): raise ValueError('a number is expected here, not a truth value')
-        if int in kinds and not kinds & {float, str, bool} and isinstance(v, str): raise ValueError('a whole number is expected here, not text: no quotes')
+        if int in kinds <= {int, type(None)} and isinstance(v, str) and v.strip().lstrip('+-').replace('.', '').replace('_', '').isdecimal():
+            raise ValueError('a count is expected here, not text: remove the quotes')
         return v
 
     @classmethod

@@ -244,7 +244,7 @@ def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_pa
     from PIL import Image
     from openworld_forget.worlds import tiny_world
     for f in ('subjects/mug', 'benchmarks/kitchen/pot', 'benchmarks/kitchen/pan'):
-        (d := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20 + i).save(d/f'{i}.png') for i in range(2)]
+        (d := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20 + i).save(d/f'{i}.png') for i in range(3)]
     word = tmp_path/'data/subjects/mug/class.txt'; word.write_text('mug'); monkeypatch.setenv('OWF_DATA', str(tmp_path/'data'))
     w = tiny_world(); w = w.but(spec=w.spec.but(token='x'))
     def study(**kw): return Study.make(name='x', concepts=['mug'], budget='smoke', **kw)
@@ -255,7 +255,7 @@ def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_pa
     for token, name in (('mug', 'mug'), ('pan', 'pan'), ('dog', 'dog')):
         stops(study(), w.but(spec=w.spec.but(token=token)), f"'{token}'")
     word.write_text('mug ' * 40); stops(study(), w, 'tokens'); word.write_text('mug')
-    (bad := tmp_path/'data/benchmarks/kitchen/pan/1.png').write_bytes(bad.read_bytes()[:100]); stops(study(overrides=dict(per_class=2)), w, '1.png')
+    (bad := tmp_path/'data/benchmarks/kitchen/pan/1.png').write_bytes(bad.read_bytes()[:100]); stops(study(overrides=dict(per_class=3)), w, '1.png')
 
 # ---------------------------------------------------------------- keys
 def keys(text, tmp_path):
