@@ -467,6 +467,7 @@ def ready(s: Study, world: World):
                 fits(names := data.benchmark(b, split, world.resolution, lim.per_class).prompts)
                 if s.concepts: check_token(world.spec, names)
     fits([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
+    if s.concepts: check_token(world.spec, [*data.unrelated_prompts(), *data.color_prompts()])
     layers = {p for k, _ in world.unet.named_modules() for p in (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))}
     for m in map(s.method, s.methods if s.concepts else ()):
         if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
