@@ -254,7 +254,7 @@ def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_pa
     stops(study(methods=['cd']), w.but(spec=w.spec.but(token='zyx')), 'tokens')
     for token, name in (('mug', 'mug'), ('pan', 'pan'), ('dog', 'dog')):
         stops(study(), w.but(spec=w.spec.but(token=token)), f"'{token}'")
-    word.write_text('mug ' * 40); stops(study(), w, 'tokens'); word.write_text('mug')
+    word.write_text('mugs ' * 12); stops(study(), w, 'tokens'); word.write_text('mug')
     (bad := tmp_path/'data/benchmarks/kitchen/pan/1.png').write_bytes(bad.read_bytes()[:100]); stops(study(overrides=dict(per_class=3)), w, '1.png')
 
 # ---------------------------------------------------------------- keys
