@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'CONVERT', 'MAGIC', 'HEIF', 'WANT_8', 'DAMAGE', 'SUFFIXES', 'UNREAD', 'SIDE', 'SIDE_NAMES',
-           'SYSTEM', 'TEMPLATES', 'PER_CLASS', 'NAME', 'STRUCTURE', 'PARTS', 'PROVIDES', 'what_it_is', 'say',
-           'load_image', 'picture_files', 'load_images', 'Subject', 'check_class_word', 'read_class_word',
-           'subject_from_folder', 'tiny_subject', 'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks',
-           'benchmark_files', 'benchmark', 'subject', 'splits', 'unrelated_prompts', 'color_prompts', 'eval_templates',
-           'generic_captions', 'check_benchmarks', 'check_subject', 'check_data']
+           'SYSTEM', 'MAPS', 'BELONGS', 'QUOTES', 'DETERMINERS', 'TEMPLATES', 'PER_CLASS', 'NAME', 'STRUCTURE', 'PARTS',
+           'NEVER', 'NO_CLASS', 'COUNTED', 'PROVIDES', 'what_it_is', 'say', 'load_image', 'picture_files',
+           'load_images', 'Subject', 'check_class_word', 'read_class_word', 'subject_from_folder', 'tiny_subject',
+           'Benchmark', 'take_balanced', 'data_root', 'subjects', 'benchmarks', 'benchmark_files', 'check_per_class',
+           'benchmark', 'subject', 'splits', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions',
+           'check_benchmarks', 'check_subject', 'check_data']
 
 # %% ../nbs/02_concepts.ipynb #c003
-import io, os, re, struct, warnings, zlib
+import hashlib, io, os, re, struct, unicodedata, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
@@ -91,11 +92,18 @@ def say(text: str):
 # %% ../nbs/02_concepts.ipynb #c0p5bits
 WANT_8 = 'Save it as an 8-bit PNG or JPEG with the brightness that you want.'
 
+def _most(tags) -> int:
+    """The largest value that a TIFF of 16 bits says its samples have, where that is the white of a camera of fewer bits (1023, 4095, ...): tag 281
+    may also be the brightest value of this very picture, by which nothing is scaled."""
+    most = tags.get(281, 65535)
+    most = max(most) if isinstance(most, tuple) and most else most
+    return most if most in [2**k - 1 for k in range(9, 16)] else 65535
+
 def _white(im, path: Path) -> int:
     "The value that is white in a picture of one deep channel; a `ForgetError` where the file does not say."
     tags = getattr(im, 'tag_v2', {})
     kind = {2: 'signed', 3: 'float'}.get(tags.get(339, (1,))[0])
-    if kind is None and im.mode.startswith('I;16'): return 2**tags.get(258, (16,))[0] - 1       # 12 bits come unscaled
+    if kind is None and im.mode.startswith('I;16'): return min(2**tags.get(258, (16,))[0] - 1, _most(tags))       # 12 bits come unscaled
     if kind is None and im.mode == 'I' and im.format in ('PNG', 'PPM'): return 65535
     what = kind or ('float' if im.mode == 'F' else '32-bit')
     raise ForgetError(f'{path} holds {what} numbers (mode {im.mode}): which value is white is not known. {WANT_8}')
@@ -120,6 +128,8 @@ def _decode(im, path: Path) -> Image.Image:
     if frames > 1: say(f'{path} has {frames} frames; the first one is used.')
     signed = tags.get(339, (1,))[0] in (2, 3)
     white = _white(im, path) if signed or im.mode in ('I', 'F') or im.mode.startswith('I;') else None
+    if im.mode in ('RGB', 'RGBA') and ';16' in str(im.tile) and _most(tags) < 65535:
+        raise ForgetError(f'{path} holds colours of 16 bits whose white is {_most(tags)}, which are not read. {WANT_8}')
     deep, inverted = ';16' in str(im.tile), tags.get(262) == 0
     im.load()
     if deep and isinstance(t := im.info.get('transparency'), tuple): im.info['transparency'] = tuple(v >> 8 for v in t)   # as its pixels
@@ -162,6 +172,8 @@ def load_image(path: Path|str, size: int) -> torch.Tensor:
     """uint8 [3, size, size] of an image file: upright, on white, in sRGB, its centre square. Grey of up to 16 bits is scaled; numbers whose white
     is not known, and everything that is no complete image, are a `ForgetError` that names the file, the reason and the remedy."""
     path = Path(path)
+    if isinstance(size, bool) or not isinstance(size, int|np.integer) or not 1 <= size <= 8192:
+        raise ForgetError(f'A picture of {size!r} pixels a side: give one whole number from 1 to 8192.')
     if path.is_symlink() and not path.exists(): raise ForgetError(f'{path} is a link to {os.readlink(path)}, which does not exist. Restore or remove it.')
     if not path.is_file(): raise ForgetError(f'{path} does not exist or is not a file.')
     if path.stat().st_size == 0: raise ForgetError(f'{path} is empty (0 bytes). Replace or remove it.')
@@ -190,6 +202,8 @@ SIDE = set('txt caption captions cap tags tag md rst json jsonl yaml yml csv tsv
 SIDE_NAMES = {'icon\r', 'readme', 'license', 'licence', 'copying', 'thumbs.db', 'desktop.ini'}
 SYSTEM = {'__macosx', '@eadir', '$recycle.bin', '#recycle', 'system volume information', 'lost+found', '__pycache__'}     # folders of file systems and tools
 
+MAPS = 'masks, depths or thumbnails of other pictures'
+
 def _entries(folder: Path) -> list[Path]:
     "What a folder shows, sorted by name: without hidden files and folders, `._*` and the folders of file systems."
     try: found = sorted(folder.iterdir())
@@ -208,6 +222,15 @@ def _named(paths, most: int=4) -> str:
     names = [repr(p.name) if ' ' in p.name else p.name for p in paths]
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
+# what a file that belongs to a photograph is called: 1_mask.png beside 1.jpg
+BELONGS = ('mask masks seg segm segmentation segmim depth disparity thumb thumbs thumbnail alpha matte trimap normal normals edge edges canny gt '
+           'groundtruth label labels annotation saliency heatmap preview small overlay').split()
+_END, _START = (re.compile(p, re.I) for p in (rf'(.+?)[ _.-]+(?:{"|".join(BELONGS)})[ _.-]?\d*', rf'(?:{"|".join(BELONGS)})[ _.-]+(.+)'))
+
+def _of_another(path: Path, stems: set[str]) -> bool:
+    "Is this picture the mask, depth or thumbnail of another that lies beside it?"
+    return any(m and m[1].lower() in stems for m in (_END.fullmatch(path.stem), _START.fullmatch(path.stem)))
+
 def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
     "(pictures, what else lies there) of a folder; a `ForgetError` for pictures of a kind that is not read, and for files that are neither."
     pictures, beside, unread, strange = [], [], {}, []
@@ -223,14 +246,18 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
         kind = what_it_is(p.open('rb').read(512)) if p.is_file() else None
         raise ForgetError(f'{p} is {kind[0] if kind else "no image, and its kind of file is not known"} ({_named(strange)}). '
                           f'{kind[1] if kind else "Remove it, or convert it to JPEG or PNG."}')
-    return pictures, beside
+    stems = {p.stem.lower() for p in pictures}
+    maps = [p for p in pictures if _of_another(p, stems)]
+    return [p for p in pictures if p not in maps], beside + maps
 
 def _say_beside(folder: Path, beside: list[Path], known: tuple[str, ...]=()):
     "Say once what lies beside the pictures of a folder and is not read."
     kinds = {}
     for p in beside:
-        if p.name not in known: kinds.setdefault('folder' if p.is_dir() else p.suffix.lower() or p.name, []).append(p)
-    parts = [f'{len(v)} files {k}' if len(v) > 1 and k != 'folder' else f'{k} {_named(v)}' if k == 'folder' else _named(v) for k, v in kinds.items()]
+        kind = 'folder' if p.is_dir() else MAPS if p.suffix.lower() in SUFFIXES else p.suffix.lower() or p.name
+        if p.name not in known: kinds.setdefault(kind, []).append(p)
+    words = ('folder', MAPS)
+    parts = [f'{len(v)} files {k}' if len(v) > 1 and k not in words else f'{k} {_named(v)}' if k in words else _named(v) for k, v in kinds.items()]
     if parts: say(f'{folder}: not pictures, left out: {"; ".join(parts)}.')
 
 def picture_files(folder: Path|str, known: tuple[str, ...]=()) -> list[Path]:
@@ -278,13 +305,30 @@ class Subject:
     def key(self) -> str: return content_key(self.name, self.class_word, self.images, self.token, self.template)
 
 # %% ../nbs/02_concepts.ipynb #c0r1word
+QUOTES = ('""', "''", '``', '\u201c\u201d', '\u2018\u2019', '\u00ab\u00bb', '\u201e\u201c', '\u201e\u201d')
+# what stands before a class, and is none of it
+DETERMINERS = 'a an the my your his her its our their this that these those some one'.split()
+
 def check_class_word(word: str, where: str, token: str='sks') -> str:
-    "The class word, stripped; a `ForgetError` naming `where` it stands when it cannot stand in a prompt."
-    word = word.strip()
+    "The class word, without spaces and quotes around it; a `ForgetError` naming `where` it stands when it cannot stand in a prompt."
+    if not isinstance(word, str): raise ForgetError(f'The class word of {where} is {word!r}, not text: say what the subject is, for example: dog')
+    word = unicodedata.normalize('NFC', word.strip())
+    for a, b in QUOTES:
+        if len(word) > 1 and word[0] == a and word[-1] == b and not {a, b} & set(word[1:-1]): word = word[1:-1].strip()
     if not word: raise ForgetError(f'The class word of {where} is empty: say what the subject is, for example: dog')
     if (n := len(word.splitlines())) > 1: raise ForgetError(f'The class word of {where} has {n} lines: write one, with a word or two, for example: dog')
-    if odd := sorted({c for c in word if not c.isprintable() or c in '"<>{}[]\\'}):
-        raise ForgetError(f'The class word {word!r} of {where} holds {", ".join(map(repr, odd))}. Write the word alone, for example: dog')
+    if odd := sorted({c for c in word if not (c.isalnum() or c in " -'\u2019.&" or unicodedata.category(c)[0] == 'M')}):
+        plain = ' '.join(re.sub(r"[^\w '\u2019.&-]|_", ' ', re.sub('%20|\\+', ' ', word)).split())
+        near = plain if any(c.isalpha() for c in plain) and len(plain) < 30 and plain.isprintable() else 'dog'
+        raise ForgetError(f'The class word {word!r} of {where} holds {", ".join(map(repr, odd))}. Write the word alone, for example: {near}')
+    word = ' '.join(word.split())
+    if word[0] in ".-'&" or word[-1] in ".-'&":
+        raise ForgetError(f'The class word {word!r} of {where} begins or ends with a punctuation mark. Write the word alone: {word.strip(" .-&" + chr(39))}')
+    first, *rest = word.lower().split()
+    if first in DETERMINERS and rest:
+        raise ForgetError(f'The class word {word!r} of {where} begins with {first!r}, which the prompts say themselves. Write: {" ".join(word.split()[1:])}')
+    if re.match('(photo|photograph|picture|image|drawing|painting)s? of ', word, re.I):
+        raise ForgetError(f'The class word {word!r} of {where} is a prompt, not a class. Write: {re.sub("^.* of (an? |the )?", "", word)}')
     if not any(c.isalpha() for c in word): raise ForgetError(f'The class word {word!r} of {where} has no letters: say what the subject is, for example: dog')
     if len(word) > 60: raise ForgetError(f'The class word of {where} has {len(word)} letters: one word or two, for example: dog')
     if token.lower() in word.lower().split():
@@ -294,6 +338,7 @@ def check_class_word(word: str, where: str, token: str='sks') -> str:
 def read_class_word(path: Path|str) -> str:
     "The line of a `class.txt`: UTF-8, with or without a byte-order mark; everything else is a `ForgetError`."
     path = Path(path)
+    if path.is_dir(): raise ForgetError(f'{path} is a folder. Wanted is a text file of that name with the class word, for example: dog')
     if not path.is_file():
         near = [p.name for p in _entries(path.parent) if p.name.lower() in ('class.txt', 'class.txt.txt', 'class', 'classname.txt', 'class_name.txt')]
         hint = f' There is {near[0]!r}: rename it.' if near else ''
@@ -408,21 +453,90 @@ def _rename(name: str) -> str:
 
 # %% ../nbs/02_concepts.ipynb #c0s2benc
 # what the folders of downloaded data sets are called: no class of pictures
-STRUCTURE = {'images', 'imgs', 'image', 'annotations', 'annotation', 'jpegimages', 'imagesets', 'segmentationclass', 'trimaps', 'xmls'}
-PARTS = STRUCTURE | {'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', 'dev', 'data', 'dataset', 'labels', 'masks', 'unlabeled', 'extra'}
+STRUCTURE = {'images', 'imgs', 'image', 'annotations', 'annotation', 'jpegimages', 'imagesets', 'segmentationclass', 'segmentationobject', 'trimaps', 'xmls',
+             'jpg', 'jpeg', 'jpegs', 'jpgs', 'png', 'pngs', 'segmim', 'groundtruth'}
+# words of which the names of such folders are made; each may also be a class, if others are
+PARTS = STRUCTURE | set(
+    'img pic pics picture pictures photo photos jpeg xml anno annos ann trimap segmentation seg segm mask masks label labels gt ground truth depth depths '
+    'rgb rgbd bbox bboxes boxes keypoints landmarks train training test testing tests val valid validation dev eval evaluation query gallery support '
+    'background original originals augmented augmentation augmentations aug synthetic raw processed preprocessed resized cropped crop crops frame frames '
+    'video videos clip clips fold folds part parts set sets split splits batch batches subset subsets chunk shard data dataset datasets unlabeled '
+    'unlabelled labeled labelled extra list lists meta metadata info thumb thumbs thumbnails captions input inputs output outputs target targets '
+    'source sources classes categories trainset testset valset trainval'.split())
+# of these, what is no class in any company
+NEVER = STRUCTURE | {'imgs', 'val', 'validation', 'rgbd', 'bboxes', 'gt', 'dataset', 'datasets', 'metadata'}
+NO_CLASS = re.compile(
+    r'background[ _-]google|_?background[ _-]noise_?|un-?label+ed|distractors?|clutter|untitled( folder)?( \d+)?|'
+    r'.* \(\d+\)|.* - (copy|kopie|copie|copia)|copy of .*|'
+    r'(new folder|neuer ordner|nouveau dossier|nueva carpeta|nuova cartella)( ?\(?\d+\)?)?', re.I)
+COUNTED = re.compile(r'(class|classes|cluster|label|category|group|id|topic|concept|folder|klasse|synset)([ _-]?\d+|[ _-][a-z])', re.I)
+
+def _is_part(name: str, words=PARTS) -> bool:
+    "Is a folder called like a part of a download: `train2017`, `imgs_train`, `fold1`, `set_a`, `trainA`?"
+    tokens = re.findall(r'[^\W\d_]+|\d+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', name)) if name.lower() not in words else [name]
+    tokens = [t.lower() for t in tokens]
+    known = [t for t in tokens if t in words]
+    return bool(known) and all(t in PARTS or t.isdigit() or len(t) == 1 for t in tokens)
+
+def _numbered(names: list[str]) -> list[str]:
+    "The names that are numbers, or words with the number of a class before or behind."
+    def counts(n): return re.match(r'n\d{8}(\b|_)|\d{3,}[._-]|\d+\.|0\d*[ _-]', n) or COUNTED.fullmatch(n)
+    odd = [n for n in names if not re.search(r'[^\W\d_]', n) or counts(n)]
+    before = {n: m[1] for n in names if (m := re.fullmatch(r'\d+[ _-]+(.*[^\W\d_].*)', n))}
+    # 1-cat and 2-dog are numbered; of 1 euro and 2 euro the numbers are what tells them apart
+    if len(before) > len(names)/2 and len(set(before.values())) == len(before): odd += [n for n in before if n not in odd]
+    behind = [re.fullmatch(r'(\D+?)(\d+)', n) for n in names]
+    if all(behind) and len({m[1] for m in behind}) == 1 and {int(m[2]) for m in behind} == set(range(len(names))): odd = names
+    return odd
+
+def _words(name: str) -> str:
+    "A class name by its words alone: without case, and however they are joined and their accents written."
+    return ' '.join(re.sub('[ _-]+', ' ', unicodedata.normalize('NFKC', name)).casefold().split())
 
 def _check_classes(d: Path, names: list[str], wanted: str):
     "A `ForgetError` when the folders of a benchmark are not classes, or not told apart in a prompt."
     low = {n.lower() for n in names}
     if len(names) < 2:
         raise ForgetError(f'{d} has {len(names)} class folder{"" if names else "s"} ({", ".join(names) or "none"}); it needs two or more. {wanted}')
-    if low <= PARTS or low & STRUCTURE: raise ForgetError(f'{d} holds {", ".join(names[:4])}: parts of a data set as it was downloaded, not classes. {wanted}')
-    odd = [n for n in names if not re.search('[^\\W\\d_]', n) or re.match(r'n\d{8}(\b|_)|\d{3,}[._-]|\d+\.', n)]
-    if odd: raise ForgetError(f'{d}: the class names {", ".join(map(repr, odd[:4]))} are numbers, and a prompt would say "a photo of a {odd[0]}". {wanted}')
+    parts = [n for n in names if _is_part(n)]
+    most = len(names) > 2 and len(parts) == len(names) - 1 and any(_is_part(n, NEVER) for n in parts)
+    if len(parts) == len(names) or most or low & STRUCTURE:
+        raise ForgetError(f'{d} holds {", ".join(names[:4])}: parts of a data set as it was downloaded, not classes. {wanted}')
+    twice = [n for n in names if n.lower().endswith(' copy') and n[:-5] in names]
+    if none := [n for n in names if NO_CLASS.fullmatch(n)] + twice:
+        raise ForgetError(f'{d}: {", ".join(map(repr, none[:4]))} is no class but a copy, or a folder of what belongs to none. Rename or remove it. {wanted}')
+    if odd := _numbered(names):
+        raise ForgetError(f'{d}: the class names {", ".join(map(repr, odd[:4]))} are numbers or hold numbers of classes, and a prompt would '
+                          f'say "a photo of a {odd[0]}". {wanted}')
     said = {}
-    for n in names: said.setdefault(' '.join(n.replace('_', ' ').lower().split()), []).append(n)
+    for n in names: said.setdefault(_words(n), []).append(n)
     if two := next((v for v in said.values() if len(v) > 1), None):
         raise ForgetError(f'{d}: the classes {" and ".join(map(repr, two))} are the same words in a prompt. Merge or rename them.')
+
+def _copies(files: list[Path]) -> list[list[Path]]:
+    "The files that are the same byte by byte, together; only files of one length are read."
+    alike, by_size = {}, {}
+    for f in files:
+        if f.is_file() and (n := f.stat().st_size): by_size.setdefault(n, []).append(f)
+    for same in by_size.values():
+        for f in same if len(same) > 1 else ():
+            try: alike.setdefault(hashlib.blake2b(f.read_bytes()).digest(), []).append(f)
+            except OSError: pass                            # reading the picture tells why
+    return [v for v in alike.values() if len(v) > 1]
+
+def _check_copies(d: Path, files: dict[str, list[Path]]):
+    "One picture in two classes is a `ForgetError`: one of its labels is wrong. Copies within a class are said."
+    home = {f: c for c, fs in files.items() for f in fs}
+    within = []
+    for same in _copies(list(home)):
+        other = next((f for f in same if home[f] != home[same[0]]), None)
+        if other:
+            a, b = (f'{home[f]}/{f.name}' for f in (same[0], other))
+            raise ForgetError(f'{d}: {a} and {b} are the same picture with two labels. Remove it from the class that it does not show.')
+        within += [f'{home[f]}/{f.name}' for f in same[1:]]
+    if within:
+        more = f' and {len(within) - 3} more' if len(within) > 3 else ''
+        say(f'{d}: copies of pictures of the same class count twice: {", ".join(within[:3])}{more}.')
 
 def benchmark_files(name: str) -> dict[str, list[Path]]:
     """Class folder -> its image files, of a benchmark folder, both sorted by name. Layouts that are not one folder per class are a `ForgetError`
@@ -444,12 +558,18 @@ def benchmark_files(name: str) -> dict[str, list[Path]]:
         files[p.name] = pictures
         beside += more
     _say_beside(d, beside)
+    _check_copies(d, files)
     return files
+
+def check_per_class(n: int|None):
+    "A `ForgetError` unless this can be the number of images per class; None is the usual one."
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int|np.integer) or n < 1):
+        raise ForgetError(f'{n!r} images per class: give a whole number, 1 or more, or None for the usual number.')
 
 def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: int=0) -> Benchmark:
     "Class-balanced test images of a benchmark folder (there is one split, `test`)."
     files = benchmark_files(name)
-    if per_class is not None and per_class < 1: raise ForgetError(f'{per_class} images per class: give 1 or more, or None for the usual number.')
+    check_per_class(per_class)
     k, images, labels = per_class or PER_CLASS.get(name.lower(), 5), [], []
     for c, (cls, fs) in enumerate(files.items()):
         for j in np.sort(rng(seed, 'balanced', name, cls).permutation(len(fs))[:k]):
@@ -458,7 +578,7 @@ def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: 
     return Benchmark(
         name,
         choose(split, ['test'], 'split'),
-        [c.replace('_', ' ') for c in files],
+        [unicodedata.normalize('NFC', c.replace('_', ' ')) for c in files],
         torch.stack(images),
         torch.tensor(labels),
         torch.arange(len(labels)),

@@ -69,6 +69,14 @@ def noise(shape, seed: int, stage: str, keys) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator(seed, stage, k)) for k in keys]) if len(keys) else torch.empty(0, *shape)
 
 # %% ../nbs/00_core.ipynb #c011
+def _files(folder: Path, above: tuple=()) -> list[Path]:
+    "All files below a folder, through links to folders, too; a link that leads to a folder around it is not followed."
+    here = os.path.realpath(folder)
+    if here in above or not folder.is_dir(): return []
+    try: inside = list(folder.iterdir())
+    except OSError as e: raise ForgetError(f'{folder} cannot be read ({e.strerror or e}), and a key needs what is in it. Change its permissions.') from None
+    return [q for p in inside for q in (_files(p, (*above, here)) if p.is_dir() else [p] if p.is_file() else [])]
+
 def _feed(h, o):
     if isinstance(o, torch.Tensor):
         o = o.detach().cpu().contiguous()
@@ -76,7 +84,7 @@ def _feed(h, o):
         h.update(o.flatten().view(torch.uint8).numpy().tobytes() if o.numel() else b'')
     elif isinstance(o, np.ndarray): h.update(f'{o.dtype}{o.shape}'.encode()); h.update(np.ascontiguousarray(o).tobytes())
     elif isinstance(o, Path):
-        for p in ([o] if o.is_file() else sorted(q for q in o.rglob('*') if q.is_file())):
+        for p in ([o] if o.is_file() else sorted(_files(o))):
             h.update(p.relative_to(o.parent).as_posix().encode())
             with open(p, 'rb') as f:
                 while part := f.read(1 << 24): h.update(part)       # weights may be larger than the memory
@@ -196,6 +204,8 @@ class Record(BaseModel):
     def _numbers_are_no_truths(cls, v, info):
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
         if kinds & {int, float} and bool not in kinds and _truth(v): raise ValueError('a number is expected here, not a truth value')
+        if int in kinds <= {int, type(None)} and isinstance(v, str) and v.strip().lstrip('+-').replace('.', '').replace('_', '').isdecimal():
+            raise ValueError('a count is expected here, not text: remove the quotes')
         return v
 
     @classmethod

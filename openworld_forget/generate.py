@@ -7,11 +7,12 @@ __all__ = ['generate', 'grid']
 
 # %% ../nbs/04_generate.ipynb #c003
 import operator
+from numbers import Real
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .core import ForgetError, cached, content_key, noise, source_key
-from .worlds import World, tiny_world
+from .worlds import World, check_batch, tiny_world
 
 # %% ../nbs/04_generate.ipynb #c006
 @torch.no_grad()
@@ -28,6 +29,9 @@ def generate(
 ) -> torch.Tensor:              # uint8 [n, 3, H, W]
     "Images of `prompts` from the noise of `seeds`."
     if isinstance(prompts, str): raise ForgetError(f'The prompts are one text ({prompts[:40]!r}). Give a list, one prompt per image.')
+    try: prompts, seeds = list(prompts), list(seeds)
+    except TypeError: raise ForgetError('Prompts and seeds are lists: one prompt and one seed per image.') from None
+    if isinstance(steps, float|str): raise ForgetError(f'{steps!r} sampling steps: give a whole number, or None for the default of the world.')
     if steps is not None and steps < 1: raise ForgetError(f'{steps} sampling steps: give 1 or more, or None for the default of the world.')
     try: seeds = [operator.index(s) for s in seeds]
     except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
@@ -36,7 +40,9 @@ def generate(
     steps, guidance = world.spec.sampling_steps if steps is None else steps, world.spec.guidance if guidance is None else guidance
     if isinstance(steps, bool) or not 1 <= steps < world.timesteps:
         raise ForgetError(f'{steps} sampling steps: give 1 to {world.timesteps - 1}, or None for the world\'s own.')
-    if batch < 1: raise ForgetError(f'A batch of {batch} images: give 1 or more.')
+    if isinstance(guidance, bool|str) or not isinstance(guidance, Real) or not 0 <= guidance < float('inf'):
+        raise ForgetError(f'A guidance of {guidance!r}: give a finite number, 0 or more (0 and 1: none), or None for the world\'s own.')
+    check_batch(batch)
     names = list(dict.fromkeys(prompts))
     # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too
     asked = [world.key, world.tokens(names), prompts, [int(s) for s in seeds], steps, guidance] if cache else []

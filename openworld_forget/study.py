@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'PART', 'READS', 'MOST', 'FOLDERS', 'OUTPUTS', 'ROWS', 'WATCHER', 'WATCHERS', 'STOPS', 'ROOM', 'NUMBERS',
            'LISTS', 'COLUMNS', 'KILLED', 'PATIENCE', 'FIXED', 'STARTUP', 'Budget', 'run_folder', 'Study', 'read_yaml',
-           'study_file', 'template', 'study_reports', 'world_data', 'checkpoint_path', 'read_study', 'ready',
-           'at_least_one', 'Step', 'made_by', 'files_of', 'plan', 'watched', 'environ', 'sole', 'say_last', 'ended',
-           'paused', 'stoppable', 'unwritable', 'check_room', 'plain_folder', 'finish', 'collect', 'Answers', 'Run',
-           'braced', 'command', 'run_step', 'why', 'causes', 'config', 'engine_log', 'engine_alive', 'close_engine',
-           'execute', 'forwards', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate', 'page', 'report', 'prepare',
-           'run_study', 'main', 'command_line']
+           'study_file', 'template', 'study_reports', 'world_data', 'check_token', 'checkpoint_path', 'read_study',
+           'ready', 'at_least_one', 'Step', 'made_by', 'files_of', 'plan', 'watched', 'environ', 'sole', 'say_last',
+           'ended', 'paused', 'stoppable', 'unwritable', 'check_room', 'plain_folder', 'finish', 'collect', 'Answers',
+           'Run', 'braced', 'command', 'run_step', 'why', 'causes', 'config', 'engine_log', 'engine_alive',
+           'close_engine', 'execute', 'forwards', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate', 'page',
+           'report', 'prepare', 'run_study', 'main', 'command_line']
 
 # %% ../nbs/18_study.ipynb #c050early0
 import os, signal, sys
@@ -22,7 +22,7 @@ if __name__ == '__main__' and 'ipykernel' not in sys.modules:
     for _s in (signal.SIGINT, signal.SIGTERM): signal.signal(_s, _leave)      # the imports below take seconds
 
 # %% ../nbs/18_study.ipynb #c003
-import argparse, difflib, errno, importlib, json, re, shlex, shutil, subprocess, tempfile, threading, time
+import argparse, difflib, errno, importlib, json, re, shlex, shutil, subprocess, tempfile, threading, time, unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -157,6 +157,10 @@ class Study(Record):
     def _different(cls, v, info):
         _once([x.strip() if isinstance(x, str) else x for x in v], info.field_name)
         if any(isinstance(x, str) and not x.strip() for x in v): raise ValueError('an entry is empty')
+        if info.field_name != 'prompts': return v
+        if odd := [x for x in v if x.strip().startswith('(')]:
+            raise ValueError(f'{odd[0]!r} begins with (, as the rows of the tables do that are no prompts, such as (mean): put the word first')
+        _once([' '.join(unicodedata.normalize('NFC', x).casefold().split()) for x in v], 'prompts, apart from case and spaces,')
         return v
 
     @field_validator('seeds')
@@ -241,6 +245,12 @@ def _entries(node, above=(), sizes=None) -> int:
         sizes[id(node)] = 1 + sum(_entries(x, (*above, id(node)), sizes) for x in parts)
     return sizes[id(node)]
 
+def _texts(d):
+    "All texts in what a file says, keys included."
+    if isinstance(d, str): yield d
+    elif isinstance(d, (dict, list, tuple, set)):
+        for x in [*d, *d.values()] if isinstance(d, dict) else d: yield from _texts(x)
+
 def _text(path: Path) -> str:
     "The text of a study file."
     if path.is_dir(): raise ForgetError(f'{path} is a folder. Give the study file in it.')
@@ -263,7 +273,11 @@ def read_yaml(path: Path) -> dict:
         loader = _Strict(text); node = loader.get_single_node()
         if node is not None and _entries(node) > MOST:
             raise ForgetError(f'{path}: its aliases (*) unfold into more than {MOST} entries. Write out what is meant.')
-        d = loader.construct_document(node) if node is not None else None
+        try: d = loader.construct_document(node) if node is not None else None
+        except (KeyError, AttributeError, TypeError) as e:
+            raise ForgetError(f'{path} is not valid YAML: a tag (!!) does not fit its value ({e}). Remove the tag.') from None
+        if half := next((t for t in _texts(d) if re.search('[\ud800-\udfff]', t)), None):
+            raise ForgetError(f'{path}: {half!r} holds half a character (a lone surrogate, \\ud800 to \\udfff). Write the character itself.')
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None); where = f', line {mark.line + 1}' if mark else ''
         text = ' '.join((getattr(e, 'problem', None) or str(e)).split())
@@ -317,8 +331,7 @@ def study_reports() -> list[str]:
 
 def world_data(spec: WorldSpec):
     "The module that provides a world's data; one that cannot be imported, or lacks a function, is a `ForgetError`."
-    try: data = provider(spec)
-    except (ImportError, ValueError) as e: raise ForgetError(f'World {spec.name!r}: its data module {spec.data!r} cannot be imported ({e}).') from None
+    data = provider(spec)
     needed = ('splits', 'benchmarks', 'subjects', 'benchmark', 'subject', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions')
     if missing := [f for f in needed if not hasattr(data, f)]:
         raise ForgetError(f'World {spec.name!r}: its data module {spec.data!r} has no {", ".join(missing)}; see `mini/data.ipynb`.')
@@ -337,11 +350,23 @@ def _check_world(s: Study) -> WorldSpec:
     if not spec.token.strip() or len(spec.token.split()) > 1: raise ForgetError(f'World {spec.name!r}: the token {spec.token!r} must be one word.')
     return spec
 
+def check_token(spec: WorldSpec, texts):
+    "A `ForgetError` when V* is a word of these texts: they would speak of the subject, and what it was would be overwritten."
+    token = spec.token.lower()
+    for x in texts:
+        if token in (w.strip('.,;:!?()"') for w in x.lower().split()):
+            raise ForgetError(f'World {spec.name!r}: the token {spec.token!r}, which will name the subject, is a word of {x!r}, which is measured without '
+                              f'the subject. Use a word that means nothing, such as sks.')
+
 def _check_data(s: Study, spec: WorldSpec):
     data = world_data(spec); have = dict(benchmarks=data.benchmarks(), prompts=data.unrelated_prompts(), colors=data.color_prompts())
+    if s.concepts:
+        if hasattr(data, 'check_token'): data.check_token(spec.token)
+        check_token(spec, [*have['prompts'], *have['colors'], *(t.replace('{}', '') for t in data.eval_templates()), spec.template])
     if not have['benchmarks']: raise ForgetError(f'World {spec.name!r} has no benchmarks: put one folder per benchmark into {data_root()/"benchmarks"}.')
     for k, v in have.items():
-        if s.overrides.get(k, 0) > len(v): raise ForgetError(f'overrides.{k}: {s.overrides[k]}, but world {spec.name!r} has {len(v)}. Ask for at most these.')
+        if k in s.overrides and getattr(s.limits, k) > len(v):
+            raise ForgetError(f'overrides.{k}: {s.overrides[k]}, but world {spec.name!r} has {len(v)}. Ask for at most these.')
     for x in s.overrides.get('splits', []): choose(x, data.splits(), f'split (world {spec.name!r})')
     for c in s.concepts: choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
 
@@ -349,7 +374,10 @@ def _check_variants(s: Study):
     for v, fields in s.variants.items():
         if _slug(v, 'The variant', ROWS) in METHODS:
             raise ForgetError(f'The variant {v!r} has the name of a built-in method, which would be another then. Choose another.')
-        if (of := fields.get('of')) in s.variants:
+        of = fields.get('of')
+        if of is not None and not isinstance(of, str):
+            raise ForgetError(f'variants.{v}.of is {of!r}, and must be the name of one method: {", ".join(METHODS)}.')
+        if of in s.variants:
             raise ForgetError(f'The variant {v!r} is of {of!r}, which is a variant itself. Variants are of built-in methods: write the fields of {of!r} out.')
         if of is None: raise ForgetError(f'The variant {v!r} does not say which method it is `of`. Known: {", ".join(METHODS)}.')
         choose(of, METHODS, f'method (the variant {v!r} is of it)')
@@ -401,12 +429,19 @@ def _tokenizer(spec: WorldSpec):
     try: return CLIPTokenizer.from_pretrained(root()/spec.source/'tokenizer') if (root()/spec.source/'tokenizer').is_dir() else None
     except Exception: return None                       # loading the world tells why
 
+def _context(spec: WorldSpec, tok: CLIPTokenizer) -> int:
+    "How many tokens a world whose folder is here reads (`World.context` of one that is loaded)."
+    f = root()/spec.source/'text_encoder/config.json'
+    most = read_json(f).get('max_position_embeddings', 77) if f.is_file() else 77
+    return min(tok.model_max_length, most) if isinstance(most, int) else tok.model_max_length
+
 def _check_prompts(s: Study, spec: WorldSpec):
     tok = _tokenizer(spec) if s.prompts else None
+    most = _context(spec, tok) if tok else 0
     for p in s.prompts if tok else ():
         k = len(tok(p).input_ids)
-        if k > tok.model_max_length:
-            raise ForgetError(f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {tok.model_max_length}, begin and end included. Make it shorter.')
+        if k > most:
+            raise ForgetError(f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {most}, begin and end included. Make it shorter.')
 
 def read_study(path: Path|str) -> Study:
     "A validated study from a YAML file: everything that the file and the names of the data can tell is checked."
@@ -424,12 +459,15 @@ def ready(s: Study, world: World):
         for p in prompts: world.tokens([p])
     for c in s.concepts:
         x = data.subject(c, world.resolution, world.spec.token)
+        check_token(world.spec, [x.class_prompt])
         fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
     if not world.spec.data.startswith(f'{PACKAGE}.mini'):                       # whose pictures are checked where they are drawn
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:
-                fits(data.benchmark(b, split, world.resolution, lim.per_class).prompts)
+                fits(names := data.benchmark(b, split, world.resolution, lim.per_class).prompts)
+                if s.concepts: check_token(world.spec, names)
     fits([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
+    if s.concepts: check_token(world.spec, [*data.unrelated_prompts(), *data.color_prompts()])
     layers = {p for k, _ in world.unet.named_modules() for p in (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))}
     for m in map(s.method, s.methods if s.concepts else ()):
         if m.adaptation.kind == 'cd': token_id(world, world.spec.token)

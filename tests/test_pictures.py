@@ -18,6 +18,7 @@ from openworld_forget.concepts import (
     load_image,
     load_images,
     picture_files,
+    check_class_word,
     read_class_word,
     subject,
     subjects,
@@ -90,6 +91,13 @@ def test_colour_of_16_bits(tmp_path, order):
     want = RGB.transpose(2, 0, 1)/257
     for data in (png(RGB, 2), png(RGBA, 6), tiff(RGB, 2, order=order), tiff(RGBA, 2, order=order, more={338: (3, [2])}.items())):
         assert np.abs(read(tmp_path, data) - want).max() < 1
+
+def test_twelve_bits_in_sixteen(tmp_path):
+    "The white of a camera of 12 bits; the brightest value of one picture is no white."
+    a = (GREY >> 4).astype(np.uint16)
+    assert np.abs(read(tmp_path, tiff(a, more={281: (3, [4095])}), 'x.tif')[0].astype(int) - EIGHT).max() <= 1
+    assert np.array_equal(read(tmp_path, tiff(GREY, more={281: (3, [60000])}), 'x.tif')[0], EIGHT)
+    refused(lambda: read(tmp_path, tiff(np.stack([a]*3, 2), photo=2, more={281: (3, [4095]*3)}), 'x.tif'), 'white is 4095')
 
 def test_one_transparent_value_of_16_bits(tmp_path):
     "`tRNS` names one grey, or one colour, as transparent: it shows white, its neighbours do not."
@@ -244,7 +252,7 @@ def test_size_links_and_permissions(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- folders
 def photos(folder, n=3, start=0, suffix='.png'):
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(start, start + n): Image.new('RGB', (20, 20), (40*i, 90, 90)).save(folder/f'{i}{suffix}')
+    for i in range(start, start + n): Image.new('RGB', (20, 20), (40*i, 90, zlib.crc32(folder.name.encode()) % 256)).save(folder/f'{i}{suffix}')
     return folder
 
 SIDE = ('Thumbs.db desktop.ini .DS_Store ._0.png 0.caption 0.txt 0.npz 0.npy IMG_1.AAE 0.xmp metadata.jsonl info.json set.yaml a.csv a.toml '
@@ -310,16 +318,19 @@ def own(data, name='my-mug', word=b'mug\n', n=3):
     (data/'subjects'/name/'class.txt').write_bytes(word)
     return data/'subjects'/name
 
-@pytest.mark.parametrize('raw', [b'dog', b'dog\r\n', b'\xef\xbb\xbfdog\n', b'  dog \n\n', 'dog'.encode()])
+@pytest.mark.parametrize('raw', [b'dog', b'dog\r\n', b'\xef\xbb\xbfdog\n', b'  dog \n\n', 'dog'.encode(), b'"dog"', b"'dog'", '\u201cdog\u201d'.encode()])
 def test_the_class_word_is_read(data, raw):
     own(data, word=raw)
     assert subject('my-mug', 16).class_word == 'dog' and subject('my-mug', 16).instance_prompt == 'a photo of a sks dog'
 
 @pytest.mark.parametrize('raw, says', [
     ('dog'.encode('utf-16'), 'UTF-8'), ('dog'.encode('utf-16-le'), 'UTF-8'), ('dög'.encode('latin-1'), 'UTF-8'), (b'', 'empty'), (b' \n\n', 'empty'),
-    (b'\xef\xbb\xbf', 'empty'), (b'dog\ncat\n', '2 lines'), (b'"dog"', 'alone'), (b'<new1> dog', 'alone'), (b'a {} dog', 'alone'), (b'123', 'letters'),
+    (b'\xef\xbb\xbf', 'empty'), (b'dog\ncat\n', '2 lines'), (b'<new1> dog', 'alone'), (b'a {} dog', 'alone'), (b'123', 'letters'),
     (b'sks dog', "'sks'"), (b'SKS', "'SKS'"), ('dog\u200b'.encode(), 'alone'), ('\ufeff\ufeffdog'.encode(), 'alone'), (b'dog '*30, 'letters'),
-    (b'dog\tcat', 'alone')])
+    (b'dog\tcat', 'alone'),
+    (b'a dog', 'Write: dog'), (b'The guide dog', 'Write: guide dog'), (b'my dog', 'Write: dog'), (b'dog.', 'alone: dog'), (b'dog,', 'example: dog'),
+    (b'#dog', 'example: dog'), (b'guide%20dog', 'example: guide dog'), (b'coffee_mug', 'example: coffee mug'), (b'class: dog', "':'"), (b'dog|cat', "'|'"),
+    (b'photo of a dog', 'Write: dog'), (b'dog!', "'!'"), (b'dog/cat', "'/'"), (b'dog-', 'alone: dog'), (b'"dog" "cat"', "'\"'")])
 def test_a_class_word_that_cannot_stand_in_a_prompt(data, raw, says):
     own(data, word=raw)
     refused(lambda: subject('my-mug', 16), 'class.txt', says)
@@ -332,7 +343,18 @@ def test_class_txt_under_another_name(data):
     refused(lambda: read_class_word(f/'class.txt'), 'Class.TXT')
     (f/'Class.TXT').unlink()
     (f/'class.txt').mkdir()
-    refused(lambda: subject('my-mug', 16), 'class.txt is missing')
+    refused(lambda: subject('my-mug', 16), 'class.txt is a folder')
+
+@pytest.mark.parametrize('word', ['guide dog', 'St. Bernard', 'T-shirt', "bird's nest", 'cafe\u0301', 'one',
+     'salt & pepper', '\u0939\u093f\u0930\u0928', 'A4 page'])
+def test_class_words_that_are_right(word): assert check_class_word(word, 'x').isprintable()
+
+def test_masks_depths_and_thumbnails_are_no_photographs(data, capsys):
+    f = own(data)
+    for n in ('0_mask.png', '1-depth.jpg', '2.thumb.png', 'mask_1.png', '0_mask_2.png', '9_mask.png'):
+        Image.new('RGB', (20, 20), (9, len(n), ord(n[0]))).save(f/n)
+    assert [p.name for p in picture_files(f)] == ['0.png', '1.png', '2.png', '9_mask.png']               # of the last there is no photograph
+    assert '0_mask.png' in (out := capsys.readouterr().out) and 'left out' in out and '9_mask' not in out
 
 def test_two_photographs_and_twins_are_refused(data, tmp_path):
     f = own(data, n=2)
@@ -415,6 +437,15 @@ LAYOUTS = {
     'wordnet':                 (['n02085620-Chihuahua', 'n02085782-spaniel'], ['numbers']),
     'the same words':          (['red_car', 'red car', 'blue_car'], ['same words', "'red_car'", "'red car'"]),
     'the same in lower case':  (['Cat', 'cat'], ['same words']),
+    'joined otherwise':        (['black-cat', 'black_cat', 'dog'], ['same words']),
+    'accents as two signs':    (['caf\u00e9', 'cafe\u0301'], ['same words']),
+    **{x: (x.split('+'), ['parts of a data set']) for x in (
+        'jpg+segmim img+mask rgb+depth original+augmented frames+labels images_background+images_evaluation imgs_train+imgs_test train_images+test_images '
+        'train2017+val2017 fold1+fold2 part1+part2 set_a+set_b trainA+trainB+testA Train+Test batch_1+batch_2 train+val+dogs').split()},
+    **{x: (x.split('+'), ['numbers']) for x in (
+        '0-cat+1-dog 0_cat+1_dog 01\u00a0cat+02\u00a0dog class_0+class_1 class0+class1 cluster-12+cluster-13 c0+c1+c2 1\u00a0cat+2\u00a0dog').replace(' ', '\n')
+        .replace('\u00a0', ' ').split('\n')},
+    **{x: ([x, 'cat', 'dog'], [x, 'no class']) for x in ('BACKGROUND_Google', 'unlabeled', 'New folder (2)', 'dog - Copy', 'cat (1)', 'dog copy')},
 }
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_layouts_that_are_not_one_folder_per_class(data, name):
@@ -440,7 +471,24 @@ def test_words_with_digits_are_classes(data):
     classes(data, 'b/boeing 747', 'b/3d_printer', 'b/été', 'b/train')
     assert list(benchmark_files('b')) == sorted(['boeing 747', '3d_printer', 'été', 'train'])
     assert 'a photo of a 3d printer.' in benchmark('b', 'test', 16).prompts
-    refused(lambda: benchmark('b', 'test', 16, per_class=0), '0 images per class')
+    for bad in (0, -1, 2.5, True, '2'):
+        refused(lambda bad=bad: benchmark('b', 'test', 16, per_class=bad), f'{bad!r} images per class')
+        refused(lambda bad=bad: load_image('x.png', bad), 'pixels a side')
+
+@pytest.mark.parametrize('names', ['mask+helmet', 'part+boeing 747-400+train', 'frame+table+video', '1 euro+2 euro+50 cent',
+    'f16+f18', 'q1+q2+q3', '7-eleven+aldi+lidl',
+    'normal+abnormal', 'train+bus', 'real+fake', 'black cat+blackbird', '3d printer+2d plotter', 'test tube+flask', 'color+shape', 'carbon copy+original'])
+def test_what_is_a_class_is_read(data, names):
+    classes(data, *[f'b/{n}' for n in names.split('+')])
+    assert len(benchmark_files('b')) == len(names.split('+'))
+
+def test_one_picture_in_two_classes_is_refused_and_twice_in_one_is_said(data, capsys):
+    classes(data, 'b/cat', 'b/dog')
+    d = data/'benchmarks/b'
+    (d/'cat/9.png').write_bytes((d/'cat/0.png').read_bytes())
+    assert len(benchmark_files('b')['cat']) == 3 and 'cat/9.png' in capsys.readouterr().out
+    (d/'dog/7.png').write_bytes((d/'cat/1.png').read_bytes())
+    refused(lambda: benchmark_files('b'), 'cat/1.png', 'dog/7.png', 'two labels')
 
 # ---------------------------------------------------------------- before a model is loaded
 FOLDERS = WorldSpec(name='mine', source='my/sd', data='openworld_forget.concepts', clip='', features='')

@@ -72,6 +72,21 @@ WRONG = {
     'a prompt longer than the context': (f'prompts: ["{"a very " * 30}long way"]', 'tokens', 'reads'),
     'an empty prompt': ('prompts: [" "]', 'empty'),
     'a prompt twice': ('prompts: [a dog, "a dog "]', 'twice'),
+    'a prompt like a row of the tables': ('prompts: ["(mean)"]', '(mean)', 'put the word first'),
+    'a prompt in brackets': ('prompts: [" (a dog)"]', 'put the word first'),
+    'a prompt twice but for spaces': ('prompts: [a dog, "a  dog"]', 'twice'),
+    'a prompt twice but for its case': ('prompts: [a dog, A Dog]', 'twice'),
+    'half a character': ('prompts: ["a \\ud800 dog"]', 'surrogate'),
+    'half a character elsewhere': ('variants: {"\\udfff": {of: db}}', 'surrogate'),
+    'a number in quotes': ('overrides: {benchmarks: "2"}', 'benchmarks', 'not text'),
+    'a variant of a list': ('methods: [db, x]\nvariants: {x: {of: [db]}}', 'variants.x.of', 'one method'),
+    'a variant of a mapping': ('methods: [db, x]\nvariants: {x: {of: {a: db}}}', 'variants.x.of'),
+    'a truth value that is none': ('budget: !!bool abc', '!!'),
+    'a time that is none': ('budget: !!timestamp abc', '!!'),
+    'a number that is none': ('budget: !!int abc', 'not valid YAML'),
+    'a relative data module': ('world: {name: w, source: weights/mini, like: mini, data: .x}', "'.x'", 'cannot be imported'),
+    'a token that is a known word': ('world: {name: w, source: weights/mini, like: mini, token: cat}', "'cat'", 'sks'),
+    'a token of the template': ('world: {name: w, source: weights/mini, like: mini, token: drawing}', "'drawing'", 'sks'),
     'a prompt that is a number': ('prompts: [3]', 'quotes'),
     'a concept twice': ('methods: [db]\nconcepts: [cat-noto, cat-noto]', 'twice'),
     'a method twice': ('methods: [db, db]', 'twice'),
@@ -229,7 +244,7 @@ def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_pa
     from PIL import Image
     from openworld_forget.worlds import tiny_world
     for f in ('subjects/mug', 'benchmarks/kitchen/pot', 'benchmarks/kitchen/pan'):
-        (d := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20 + i).save(d/f'{i}.png') for i in range(2)]
+        (d := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20 + i).save(d/f'{i}.png') for i in range(3)]
     word = tmp_path/'data/subjects/mug/class.txt'; word.write_text('mug'); monkeypatch.setenv('OWF_DATA', str(tmp_path/'data'))
     w = tiny_world(); w = w.but(spec=w.spec.but(token='x'))
     def study(**kw): return Study.make(name='x', concepts=['mug'], budget='smoke', **kw)
@@ -237,8 +252,10 @@ def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_pa
         with pytest.raises(ForgetError, match=says): ready(s, world)
     stops(study(methods=['lora'], method_overrides=dict(adaptation=dict(targets=['to_qq']))), w, 'to_q')
     stops(study(methods=['cd']), w.but(spec=w.spec.but(token='zyx')), 'tokens')
-    word.write_text('mug ' * 40); stops(study(), w, 'tokens'); word.write_text('mug')
-    (bad := tmp_path/'data/benchmarks/kitchen/pan/1.png').write_bytes(bad.read_bytes()[:100]); stops(study(overrides=dict(per_class=2)), w, '1.png')
+    for token, name in (('mug', 'mug'), ('pan', 'pan'), ('dog', 'dog')):
+        stops(study(), w.but(spec=w.spec.but(token=token)), f"'{token}'")
+    word.write_text('mugs ' * 12); stops(study(), w, 'tokens'); word.write_text('mug')
+    (bad := tmp_path/'data/benchmarks/kitchen/pan/1.png').write_bytes(bad.read_bytes()[:100]); stops(study(overrides=dict(per_class=3)), w, '1.png')
 
 # ---------------------------------------------------------------- keys
 def keys(text, tmp_path):

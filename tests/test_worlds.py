@@ -8,10 +8,10 @@ import torch
 from huggingface_hub import constants
 
 from openworld_forget import worlds
-from openworld_forget.core import ForgetError, generator
+from openworld_forget.core import ForgetError, content_key, generator, read_json, write_json
 from openworld_forget.generate import generate
 from openworld_forget.judges import check_judges, clip_judge, dino_judge, feature_judge
-from openworld_forget.worlds import find_source, load_world, missing_parts, provider, save_world, spec_of, tiny_world
+from openworld_forget.worlds import default_device, find_source, is_own, load_world, missing_parts, provider, save_world, spec_of, tiny_world
 
 SD = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 PIN = '451f4fe16113bff5a5d2269ed5ad43b0592e9a14'
@@ -72,9 +72,50 @@ def test_timesteps_and_noise_fit_their_latents(w):
     for bad in (c[:1], c[0]): refused(lambda bad=bad: w.predict(z, t, bad), 'text states')
     refused(lambda: w.predict(X, t, c), 'noised latents')
 
+def test_timesteps_and_noise_of_every_function(w):
+    z, t, c = w.encode(X), torch.tensor([10, 900]), w.encode_text(['a dog', 'a cat'])
+    e = torch.randn(z.shape, generator=generator(0, 'e'))
+    for bad in (torch.tensor([-1, 5]), torch.tensor([5, 1000]), torch.tensor([5., 6.]), torch.tensor([True, False])):
+        for f in (lambda: w.add_noise(z, e, bad), lambda: w.target(z, e, bad), lambda: w.predict(z, bad, c)): refused(f, 'from 0 to 999')
+    for f in (w.add_noise, w.target):
+        refused(lambda f=f: f(z, e[:1], t), 'noise of its own')
+        refused(lambda f=f: f(z, e.tolist(), t), 'list')
+        refused(lambda f=f: f(z, e.long(), t), 'int64')
+        for a, b in ((z*torch.nan, e), (z, e/0)): refused(lambda f=f, a=a, b=b: f(a, b, t), 'NaN or infinite')
+    for bad in (None, c.tolist(), c.long()): refused(lambda bad=bad: w.predict(z, t, bad), 'text states')
+
+@pytest.mark.parametrize('n', [0, -1, 1.5, True, None, '2'])
+def test_a_batch_is_a_whole_number(w, n):
+    z = w.encode(X)
+    for f in (lambda: w.encode(X, batch=n), lambda: w.decode(z, batch=n), lambda: w.encode_text(['a dog'], batch=n)): refused(f, 'A batch of')
+    refused(lambda: generate(w, ['a dog'], [1], batch=n), 'A batch of')
+
+def test_guidance_is_a_finite_number(w):
+    for bad in (float('nan'), float('inf'), -1, True, '4', [4]): refused(lambda bad=bad: generate(w, ['a dog'], [1], steps=2, guidance=bad), 'A guidance of')
+    assert all(generate(w, ['a dog'], [1], steps=2, guidance=g).shape == (1, 3, 64, 64) for g in (0, 1))
+    for bad in (2.5, '2', True): refused(lambda bad=bad: generate(w, ['a dog'], [1], steps=bad), 'sampling steps')
+
+# ---------------------------------------------------------------- devices
+def test_devices_and_types_that_are_none(w, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    for bad in ('tpu', 'gpu', 'cuda', 'cuda:1', 'meta', '', 3.5):
+        if bad:
+            refused(lambda bad=bad: w.to(bad), str(bad), 'device=cpu')
+            refused(lambda bad=bad: load_world('mini', bad), str(bad), 'device=cpu')
+            monkeypatch.setenv('OWF_DEVICE', str(bad))
+            refused(default_device, 'OWF_DEVICE', str(bad), 'OWF_DEVICE=cpu')
+    monkeypatch.setenv('OWF_DEVICE', 'cpu')
+    assert default_device() == 'cpu'
+    for bad in ('float16', 'fp16', torch.int64, float):
+        refused(lambda bad=bad: w.to('cpu', bad), 'torch.float32')
+        refused(lambda bad=bad: load_world('mini', 'cpu', bad), 'torch.float32')
+
+def test_a_world_prints_in_one_line(w): assert repr(w) == "World('tiny', 'base', 64 px, epsilon)"
+
 # ---------------------------------------------------------------- prompts and seeds
 def test_prompts_are_texts(w):
     for bad in ([None], [5], [b'a dog'], ['a dog', None], [['a dog']]): refused(lambda bad=bad: w.encode_text(bad), 'not text')
+    for bad in (None, 5): refused(lambda bad=bad: w.tokens(bad), 'not text')
     assert w.tokens([]).shape == (0, 77) and w.encode_text([]).shape == (0, 77, 32) and w.encode_text('a dog').shape == (1, 77, 32)
 
 def test_seeds_are_whole_numbers(w):
@@ -114,7 +155,8 @@ def test_a_folder_that_does_not_exist(tmp_path, saved, monkeypatch):
     says = refused(lambda: load_world(mine(saved.parent/'ssd')), 'does not exist', f'Did you mean {saved}')
     assert 'git checkout' not in says
     refused(lambda: load_world(mine(tmp_path/'a/b/c')), 'does not exist either')
-    refused(lambda: load_world(mine('weights/minni')), 'does not exist', 'git checkout weights')
+    assert 'git checkout' not in refused(lambda: load_world(mine('weights/minni')), 'does not exist', 'weights/mini')
+    assert is_own('weights/mini/unet') and not is_own('weights') and not is_own('weights/my-sd')
     refused(lambda: load_world(mine('')), 'no source')
     (tmp_path/'here/sd/unet').mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -232,3 +274,62 @@ def test_what_can_be_known_of_the_shipped_world_without_loading_it():
     check_judges(spec_of('mini'))
     refused(lambda: check_judges(spec_of('mini').but(features='efficientnet-lite1')), 'efficientnet-lite0')
     refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'git checkout weights')
+
+
+# ---------------------------------------------------------------- folders whose files say too little, or what would be left out
+def told(saved, folder, part, name='config.json', drop=(), **more):
+    "A copy of a world in which a part says something else."
+    shutil.copytree(saved, folder)
+    c = {**read_json(folder/part/name), **more}
+    write_json(folder/part/name, {k: v for k, v in c.items() if k not in drop})
+    return mine(folder)
+
+SCHEDULES = {
+    'another class': (dict(_class_name='FlowMatchEulerDiscreteScheduler'), (), 'FlowMatchEulerDiscrete'),
+    'EDM': (dict(_class_name='EDMEulerScheduler'), (), 'EDM'),
+    'LCM': (dict(_class_name='LCMScheduler'), (), 'LCM'), 'no class': ({}, ('_class_name',), '_class_name'),
+    'no betas': ({}, ('beta_start', 'beta_end', 'beta_schedule'), 'lacks beta_start, beta_end, beta_schedule'),
+    'no schedule': (dict(beta_schedule=None), (), 'lacks beta_schedule'),
+    'ten betas': (dict(trained_betas=[.1]*10), (), '10 entries'), 'no timesteps': (dict(num_train_timesteps=0), (), 'num_train_timesteps is 0'),
+    'half a timestep': (dict(num_train_timesteps=99.5), (), '99.5'), 'a beta of 2': (dict(beta_end=2), (), 'beta_end is 2'),
+    'a beta in words': (dict(beta_start='small'), (), 'small'), 'sample': (dict(prediction_type='sample'), (), "'sample'")}
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_a_schedule_is_never_invented(saved, tmp_path, name):
+    more, drop, says = SCHEDULES[name]
+    refused(lambda: load_world(told(saved, tmp_path/'w', 'scheduler', 'scheduler_config.json', drop, **more), 'cpu'), 'scheduler_config.json', says)
+
+def test_an_empty_schedule_is_refused_and_that_of_sd15_is_read(saved, tmp_path):
+    spec = told(saved, tmp_path/'w', 'scheduler', 'scheduler_config.json')
+    f = tmp_path/'w/scheduler/scheduler_config.json'
+    write_json(f, {})
+    refused(lambda: load_world(spec, 'cpu'), 'scheduler class')
+    write_json(f, dict(_class_name='PNDMScheduler', _diffusers_version='0.6.0', beta_end=.012, beta_schedule='scaled_linear', beta_start=.00085,
+                       clip_sample=False, num_train_timesteps=1000, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None))
+    assert torch.allclose(load_world(spec, 'cpu').scheduler.alphas_cumprod, tiny_world().scheduler.alphas_cumprod)
+
+@pytest.mark.parametrize('part, field, value', [
+    ('vae', 'shift_factor', .1), ('vae', 'scaling_factor', None), ('vae', 'scaling_factor', 0), ('vae', 'latents_mean', [.1]*4), ('unet', 'sample_size', None),
+    ('unet', 'sample_size', [8, 8]), ('unet', 'sample_size', 0)])
+def test_what_a_part_says_is_not_ignored(saved, tmp_path, part, field, value):
+    refused(lambda: load_world(told(saved, tmp_path/'w', part, **{field: value}), 'cpu'), f'{part}/config.json', field)
+
+def test_a_tokenizer_that_does_not_know_the_length_of_its_network(saved, tmp_path):
+    for i, kw in enumerate((dict(drop=('model_max_length',)), dict(model_max_length=512))):
+        v = load_world(told(saved, tmp_path/str(i), 'tokenizer', 'tokenizer_config.json', **kw), 'cpu')
+        assert v.context == 77 and v.encode_text(['a dog']).shape == (1, 77, 32)
+        refused(lambda v=v: v.tokens(['x'*100]), 'reads 77')
+
+def test_a_linked_folder_is_part_of_a_key(tmp_path):
+    "Content behind links counts; a link that leads round in a circle does not hang; without links the key is that of the files."
+    (tmp_path/'far').mkdir()
+    (tmp_path/'a/b').mkdir(parents=True)
+    for f in ('far/1', 'a/2', 'a/b/3', 'a/b.txt'): (tmp_path/f).write_text(f)
+    plain = content_key(tmp_path/'a')
+    assert plain == '8054ecd59294e8db'
+    (tmp_path/'a/link').symlink_to(tmp_path/'far')
+    linked = content_key(tmp_path/'a')
+    (tmp_path/'far/1').write_text('other')
+    assert len({plain, linked, content_key(tmp_path/'a')}) == 3
+    (tmp_path/'a/link').unlink()
+    (tmp_path/'a/b/round').symlink_to(tmp_path/'a')
+    assert content_key(tmp_path/'a') == plain
