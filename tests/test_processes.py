@@ -19,7 +19,7 @@ launch = {'absent': 'echo no such interpreter >&2; exit 3', 'asleep': 'sleep 600
 right = study.config
 def config(workers, folder):
     c = right(workers, folder)
-    if engine in launch: c.executors[0].launch_cmd, study.PATIENCE = launch[engine], 3.
+    if engine in launch: c.executors[0].launch_cmd, study.PATIENCE = launch[engine], 30. if engine == 'absent' else 3.
     return c
 study.config = config
 with study.stoppable():
