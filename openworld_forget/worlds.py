@@ -358,6 +358,7 @@ def find_source(source: str, revision: str|None, what: str, parts=PARTS, pinned:
         near = _near(local, source) if local.parent.is_dir() or (Path.cwd()/source).is_dir() else ''
         raise ForgetError(f'{what}: {source!r} is no folder ({local} does not exist), and as a hub id {moves}: give its revision, the commit on its page '
                           f'(`revision: <40 hex digits>`), so that the numbers name their weights. {near}'.rstrip())
+    if local.parent.is_dir(): raise ForgetError(f'{what}: {local} does not exist. {_near(local, source)}')
     folder = hub_folder(source, revision, parts)
     lacks = missing_parts(folder, parts) if folder else []
     if folder and not lacks: return folder

@@ -236,7 +236,7 @@ def test_a_world_without_benchmarks_is_refused_before_it_loads(file, tmp_path, m
     monkeypatch.setenv('OWF_DATA', str(tmp_path/'data')); (tmp_path/'data/subjects/mug').mkdir(parents=True)
     text = 'name: x\nconcepts: [mug]\nworld: {name: own, source: no/such/folder}'
     refused(file, 'benchmarks', text=text); assert main([str(file)]) == 2 and 'benchmarks' in capsys.readouterr().err
-    (tmp_path/'data/benchmarks').mkdir(); refused(file, 'no benchmarks')
+    (tmp_path/'data/benchmarks').mkdir(); refused(file, 'benchmarks holds no folders')
 
 # ---------------------------------------------------------------- what needs the world
 def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_path, monkeypatch):

@@ -273,7 +273,7 @@ def test_what_can_be_known_of_the_shipped_world_without_loading_it():
     assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(Path(worlds.root())/'weights/mini')
     check_judges(spec_of('mini'))
     refused(lambda: check_judges(spec_of('mini').but(features='efficientnet-lite1')), 'efficientnet-lite0')
-    refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'git checkout weights')
+    refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'Did you mean')
 
 
 # ---------------------------------------------------------------- folders whose files say too little, or what would be left out
