@@ -11,9 +11,9 @@ import argparse, itertools
 import numpy as np, pandas as pd
 from . import semantic
 from .core import rng, root, write_text
-from .distribution import cubic, gaussian, mmd2
+from .distribution import cubic, gaussian, mmd2, pooled
 from .fidelity import image_alignment
-from .uncertainty import average, equal, jackknife, leave_out, mean_shift2, over_runs, pairwise, row
+from .uncertainty import average, equal, jackknife, leave_out, mean_shift2, over_runs, row
 from .variety import diversity, paired_distance, vendi
 
 # %% ../nbs/20_coverage.ipynb #cov005
@@ -111,18 +111,17 @@ def of_pictures(r, n: int, drift=1., usual=True) -> dict:
         out[k] = (*e.interval(), *was, e.value)
         if k.startswith('mean of images') and n >= semantic.ONE_CLASS:
             out['mean of images, single prompt'] = (*jackknife(v[0]).interval(), np.nan, np.nan, v[0][0])
-    flat, strata, N, w = lambda x: x.reshape(-1, D), np.repeat(np.arange(P), n), P*n, equal(P*n)
+    flat = lambda x: x.reshape(-1, D)
+    sets = lambda x, f: {p: f(x[p]) for p in range(P)}
     for k, kernel, f in (('KID', cubic, lambda x: x), ('CMMD', gaussian(1.), unit)):
-        x, y, z = (f(flat(v)) for v in (b, a, o))
-        G = lambda u: (kernel(u, u) + kernel(z, z) - kernel(u, z) - kernel(z, u))/(N*(N - 1))
-        va, vb = (float(mmd2(w, w, z, u, kernel)[0]) for u in (y, x))
+        v, _, over = pooled(sets(b, f), sets(a, f), sets(o, f), kernel)
         was = (np.nan,)*2, (np.nan,)*2
         if usual:
             V, U = (np.concatenate(_draws(r, n), 1)/P for _ in range(2))
-            da, db = mmd2(V, U, z, y, kernel), mmd2(V, U, z, x, kernel)
+            da, db = (mmd2(V, U, f(flat(o)), f(flat(x)), kernel) for x in (a, b))
             was = _quantiles(da), _quantiles(da - db)
-        out[k] = (*pairwise(va, G(y), strata).interval(), *was[0], va)
-        out[f'{k} over its floor'] = (*pairwise(va - vb, G(y) - G(x), strata).interval(), *was[1], va - vb)
+        out[k] = (*v.interval(), *was[0], v.value)
+        out[f'{k} over its floor'] = (*over.interval(), *was[1], over.value)
     return out
 
 def _draws(r, n, draws=200): return [np.concatenate([equal(n), r.multinomial(n, np.full(n, 1/n), size=draws)/n]) for _ in range(P)]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATS', 'ENOUGH', 'ONE_CLASS', 'PRIOR_DF', 'SCORES', 'SHARES', 'checked', 'accuracy', 'class_accuracy',
            'mean_class_accuracy', 'class_drop', 'flip_rate', 'confusion', 'WorstDrop', 'worst_class_drop',
-           'over_benchmarks', 'wilson', 'clusters', 'resample_weights', 'Spread', 'spread', 'mean_interval',
-           'image_weights', 'by_subject', 'speaks_for', 'contrast_interval', 'hierarchical_bootstrap',
-           'paired_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests', 'dropped_classes',
-           'new_confusions', 'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half',
+           'over_benchmarks', 'wilson', 'clusters', 'resample_weights', 'satterthwaite', 'like_these', 'Spread',
+           'spread', 'mean_interval', 'image_weights', 'by_subject', 'speaks_for', 'contrast_interval',
+           'hierarchical_bootstrap', 'paired_bootstrap', 'measures', 'floor', 'holm', 'sign_test', 'class_tests',
+           'dropped_classes', 'new_confusions', 'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half',
            'reliability_note', 'expected_floor']
 
 # %% ../nbs/08_semantic.ipynb #c003
@@ -160,6 +160,17 @@ ENOUGH = 5             # clusters of a class, or subjects, from which on an inte
 ONE_CLASS = 15         # images from which on a single class has an interval
 PRIOR_DF = 2.          # degrees of freedom that the variance of independent images counts for
 
+def satterthwaite(V, df) -> float:
+    "Degrees of freedom of a sum of independent variances V, each with its own; of nothing at all, the sum of theirs."
+    V, df = np.asarray(V, float), np.asarray(df, float)
+    return float(V.sum()**2/(V**2/np.maximum(df, 1)).sum()) if V.sum() > 0 else float(df.sum())
+
+def like_these(V: float, df: float, between: float, inner: float, K: int) -> tuple[float, float]:
+    """Variance and degrees of freedom of a mean over K subjects, for subjects like these: the images' variance V, and the spread between the
+    subjects' means (`between`, of their mean) less the part of it that the images explain (`inner`, the sum of the variances within)."""
+    total = V + max(between - inner/(K*(K - 1)), 0.)
+    return total, total**2/(V**2/df + between**2/(K - 1)) if total > 0 else df
+
 class Spread(NamedTuple):
     "What a mean over images is known by; in the units of the scores."
     value: float       # sum of a_i x_i
@@ -187,8 +198,7 @@ def spread(x, labels, groups=None, a=None) -> Spread:
     if (m_c - 1).sum() < ENOUGH - 1 or 2*many.sum() < len(m_c): return Spread(value, np.nan, np.nan, square, n, len(size))
     weight = np.bincount(labels, a)**2                                     # what a class with one drawing adds, if its images agree as one
     V += (V*many).sum()/((q*weight)*many).sum()*np.where(many, 0, weight)
-    df = V.sum()**2/(V**2/np.maximum(m_c - 1, 1)).sum() if V.sum() > 0 else (m_c - 1).sum()      # a guessed variance: one degree
-    return Spread(value, float(V.sum()), float(df), square, n, len(size))
+    return Spread(value, float(V.sum()), satterthwaite(V, m_c - 1), square, n, len(size))        # a guessed variance: one degree
 
 def mean_interval(
     x,                     # [N] or, for K customized models, [K, N]: scores of the images, 1, 0 or -1 (means of them, too)
@@ -210,9 +220,8 @@ def mean_interval(
     if s.variance == 0: V = around/min(s.n, s.clusters)                  # all alike: as many as there are drawings
     if K >= ENOUGH:
         means, inner = [spread(v, labels, groups, a).value for v in X], [spread(v - d, labels, groups, a).variance for v in X]
-        between = np.var(means, ddof=1)/K
-        total = V + max(between - np.sum(inner)/(K*(K - 1)), 0.)
-        h = student.ppf((1 + level)/2, total**2/(V**2/df + between**2/(K - 1)))*total**.5
+        total, nu = like_these(V, df, np.var(means, ddof=1)/K, np.sum(inner), K)
+        h = student.ppf((1 + level)/2, nu)*total**.5
         return within(s.value - h, s.value + h)
     t, n = student.ppf((1 + level)/2, df), around/V                     # n: the effective number of images
     if share:                                                           # Wilson

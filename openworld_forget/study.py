@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BUDGETS', 'PART', 'READS', 'MOST', 'FOLDERS', 'OUTPUTS', 'ROWS', 'WATCHER', 'WATCHERS', 'STOPS', 'ROOM', 'NUMBERS',
            'LISTS', 'COLUMNS', 'KILLED', 'PATIENCE', 'FIXED', 'STARTUP', 'Budget', 'run_folder', 'Study', 'read_yaml',
-           'study_file', 'template', 'study_reports', 'world_data', 'check_token', 'checkpoint_path', 'read_study',
-           'ready', 'at_least_one', 'Step', 'made_by', 'files_of', 'plan', 'watched', 'environ', 'sole', 'say_last',
-           'ended', 'paused', 'stoppable', 'unwritable', 'check_room', 'plain_folder', 'finish', 'collect', 'Answers',
-           'Run', 'braced', 'command', 'run_step', 'why', 'causes', 'config', 'engine_log', 'engine_alive',
-           'close_engine', 'execute', 'forwards', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate', 'page',
-           'report', 'prepare', 'run_study', 'main', 'command_line']
+           'study_file', 'template', 'study_reports', 'world_data', 'check_token', 'read_study', 'ready',
+           'at_least_one', 'Step', 'made_by', 'files_of', 'plan', 'watched', 'environ', 'sole', 'say_last', 'ended',
+           'paused', 'stoppable', 'unwritable', 'check_room', 'plain_folder', 'finish', 'collect', 'Answers', 'Run',
+           'braced', 'command', 'run_step', 'why', 'causes', 'config', 'engine_log', 'engine_alive', 'close_engine',
+           'execute', 'forwards', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate', 'page', 'report', 'prepare',
+           'run_study', 'main', 'command_line']
 
 # %% ../nbs/18_study.ipynb #c050early0
 import os, signal, sys
@@ -60,7 +60,7 @@ from .customize import ADAPTATIONS, token_id
 from .generate import generate
 from .regularize import METHODS, Method, method
 from .train import Recipe
-from .worlds import World, WorldSpec, load_world, provider, spec_of
+from .worlds import World, WorldSpec, load_world, local_path, provider, spec_of
 
 # %% ../nbs/18_study.ipynb #c006
 def _once(v: list, what: str='entries') -> list:
@@ -293,11 +293,10 @@ def read_yaml(path: Path) -> dict:
 
 def study_file(path: Path|str) -> Path:
     "The study file: from here, or from the project's root, wherever the kernel stands."
-    p = Path(path).expanduser()
+    p = Path(path)
     try:
-        for f in (p, root()/p):
-            if f.exists(): return f
-    except (OSError, ValueError): pass                  # a name that no file can have
+        if (f := project_path(p)).exists(): return f
+    except (OSError, ValueError, RuntimeError): pass    # a name that no file can have
     known = {f.stem: f.relative_to(root()).as_posix() for f in sorted((root()/'studies').glob('*.yaml'))}
     near = difflib.get_close_matches(p.stem, known, 2, .5)
     raise ForgetError(f'Study file {str(path)[:200]!r} does not exist. '
@@ -403,16 +402,12 @@ def _check_methods(s: Study, spec: WorldSpec):
             raise ForgetError(f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. Give 1 or more.')
 
 # %% ../nbs/18_study.ipynb #c006chk2
-def checkpoint_path(file: str) -> Path:
-    "Where a checkpoint of a study is: `~` is your home, and a relative path starts at the project."
-    return root()/Path(file).expanduser()
-
 def _check_checkpoints(s: Study):
     where = {}
     for n, f in s.checkpoints.items():
         if not f.strip(): raise ForgetError(f'The checkpoint {n!r} has no path.')
         if _slug(n, 'The checkpoint name', ROWS) in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
-        p = checkpoint_path(f); checkpoint_kind(p)
+        p = local_path(f); checkpoint_kind(p)
         if (other := where.setdefault(p.resolve(), n)) != n:
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
@@ -472,7 +467,7 @@ def ready(s: Study, world: World):
     for m in map(s.method, s.methods if s.concepts else ()):
         if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
         for t in m.adaptation.targets if m.adaptation.kind == 'lora' else (): choose(t, sorted(layers, key=len), f'layer in the targets of {m.name!r}')
-    for f in s.checkpoints.values(): load_adapted(world, checkpoint_path(f))
+    for f in s.checkpoints.values(): load_adapted(world, local_path(f))
     # by a name in a variable: the steps do not reach the judges through this
     importlib.import_module(f'{PACKAGE}.judges').judges_of(world.spec)
 
@@ -518,7 +513,7 @@ def files_of(part: Study, name: str) -> list[Path]:
     folders += [data_root()/'subjects'/c for c in part.concepts]
     lock = root()/'package-lock.json'                                           # which drawings the mini world has
     files = [lock] if lock.is_file() and spec.data.startswith(f'{PACKAGE}.mini') else []
-    return [f for f in folders if f.is_dir()] + files + [f for c in part.checkpoints.values() for f in checkpoint_files(checkpoint_path(c))]
+    return [f for f in folders if f.is_dir()] + files + [f for c in part.checkpoints.values() for f in checkpoint_files(local_path(c))]
 
 def plan(study: Study, out: Path|None=None) -> list[Step]:
     "The steps of a study in an order that respects what they need."
@@ -749,7 +744,7 @@ class Answers:
 
 def _given(study: str|Path) -> Study:
     "A study file, or a study as JSON."
-    if not str(study).lstrip().startswith('{'): return read_study(project_path(study))
+    if not str(study).lstrip().startswith('{'): return read_study(study)
     try: return Study.make(**json.loads(study))
     except json.JSONDecodeError as e: raise ForgetError(f'The study is not valid JSON ({e}). Give a study file, or what the study runner gives.') from None
 
@@ -812,7 +807,7 @@ class Run:
     def subject(self): return self.data.subject(self.concept, self.world.resolution, self.spec.token)
     @cached_property
     def adapted(self):
-        return load_adapted(self.world, checkpoint_path(self.checkpoint) if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
+        return load_adapted(self.world, local_path(self.checkpoint) if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
     @property
     def stages(self) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
     def noise_plan(self, floor: bool=False):
@@ -1267,7 +1262,7 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
 
 def run_study(a, startup: float=STARTUP) -> int:
     "Read, prepare, run, render; the exit code."
-    s = read_study(project_path(a.study))
+    s = read_study(a.study)
     s = s.but(budget=a.budget) if a.budget else s
     steps = plan(s)
     todo = [x for x in steps if not x.done]

@@ -67,7 +67,7 @@ def _images(rows: int) -> int:
 
 def jackknife(*samples) -> Estimate:
     "The estimate of values under the weights of `leave_out`, one array per independent set of images (each with the same value first)."
-    influence, variance, df = [], 0., []
+    influence, variances, df = [], [], []
     if not samples: raise ForgetError('No values to leave images out of.')
     for v in samples:
         v = numbers(v, 'values under weights')
@@ -82,15 +82,9 @@ def jackknife(*samples) -> Estimate:
             Q = n*v[0] - (n - 1)*(one[i] + one[j]) + (n - 2)*two
             V = max(V - _curvature(n)*((Q - Q.mean())**2).sum(), V*(n - 2)/(2*(n - 1)))
         influence.append(I)
-        variance += V
-        df.append((V, n - 1))
-    return Estimate(float(samples[0][0]), np.concatenate(influence), float(variance), _satterthwaite(df))
-
-def _satterthwaite(parts) -> float:
-    "Degrees of freedom of a sum of variances, from pairs (variance, its degrees of freedom)."
-    V = np.array(parts, float)
-    total = V[:, 0].sum()
-    return float(total**2/(V[:, 0]**2/np.maximum(V[:, 1], 1)).sum()) if total > 0 else float(V[:, 1].sum())
+        variances.append(V)
+        df.append(n - 1)
+    return Estimate(float(samples[0][0]), np.concatenate(influence), float(sum(variances)), semantic.satterthwaite(variances, df))
 
 def average(parts: list[Estimate], weights=None) -> Estimate:
     "The weighted (None: plain) mean of estimates from different images."
@@ -100,7 +94,7 @@ def average(parts: list[Estimate], weights=None) -> Estimate:
         float(sum(k*p.value for k, p in zip(w, parts))),
         np.concatenate([k*p.influence for k, p in zip(w, parts)]),
         float(sum(k*k*p.variance for k, p in zip(w, parts))),
-        _satterthwaite([(k*k*p.variance, p.df) for k, p in zip(w, parts)]) if all(p.df for p in parts) else 0.,
+        semantic.satterthwaite([k*k*p.variance for k, p in zip(w, parts)], [p.df for p in parts]) if all(p.df for p in parts) else 0.,
     )
 
 def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
@@ -116,7 +110,7 @@ def pairwise(value: float, G: np.ndarray, strata) -> Estimate:
     D = centred(centred(G).T)
     np.fill_diagonal(D, 0)
     V = I@I
-    df = _satterthwaite(list(zip(np.bincount(s, I*I), n_s - 1)))        # where few prompts carry the variance, few images tell of it
+    df = semantic.satterthwaite(np.bincount(s, I*I), n_s - 1)           # where few prompts carry the variance, few images tell of it
     return Estimate(float(value), I, float(max(V - 2*(f@(D*D)@f), V/2)), df)
 
 def row(
@@ -235,8 +229,6 @@ def over_runs(
     V = shrink*float(d@d)
     total, nu = V, df
     if K >= semantic.ENOUGH:
-        inner = shrink*((I - d)**2).sum()/(K*(K - 1))
-        total = V + max(between - inner, 0.)
-        nu = total**2/(V**2/df + between**2/(K - 1)) if total > 0 else df
+        total, nu = semantic.like_these(V, df, between, shrink*((I - d)**2).sum(), K)
     h = student.ppf(.975, nu)*total**.5
     return middle, middle - h, middle + h
