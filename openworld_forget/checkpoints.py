@@ -752,7 +752,7 @@ def _tokenizer(base, path):
     try: tok = CLIPTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as e:
         raise ForgetError(f'{path}: its tokenizer could not be loaded ({type(e).__name__}: {(str(e).splitlines() or [""])[0][:160]}).') from None
-    length = base.tokenizer.model_max_length
+    length = base.context
     if not isinstance(tok.model_max_length, (int, float)):
         raise ForgetError(f'{path}: its model_max_length is {tok.model_max_length!r}; expected a number of tokens. Copy the folder again.')
     if tok.model_max_length > 10**6: tok.model_max_length = length           # it does not say

@@ -31,21 +31,19 @@ def generate(
     if isinstance(prompts, str): raise ForgetError(f'The prompts are one text ({prompts[:40]!r}). Give a list, one prompt per image.')
     try: prompts, seeds = list(prompts), list(seeds)
     except TypeError: raise ForgetError('Prompts and seeds are lists: one prompt and one seed per image.') from None
-    if isinstance(steps, float|str): raise ForgetError(f'{steps!r} sampling steps: give a whole number, or None for the default of the world.')
-    if steps is not None and steps < 1: raise ForgetError(f'{steps} sampling steps: give 1 or more, or None for the default of the world.')
+    steps, guidance = world.spec.sampling_steps if steps is None else steps, world.spec.guidance if guidance is None else guidance
+    if isinstance(steps, bool|float|str) or not 1 <= steps < world.timesteps:
+        raise ForgetError(f'{steps!r} sampling steps: give a whole number from 1 to {world.timesteps - 1}, or None for the world\'s own.')
     try: seeds = [operator.index(s) for s in seeds]
     except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
     if len(prompts) != len(seeds): raise ForgetError(f'{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt.')
     if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
-    steps, guidance = world.spec.sampling_steps if steps is None else steps, world.spec.guidance if guidance is None else guidance
-    if isinstance(steps, bool) or not 1 <= steps < world.timesteps:
-        raise ForgetError(f'{steps} sampling steps: give 1 to {world.timesteps - 1}, or None for the world\'s own.')
     if isinstance(guidance, bool|str) or not isinstance(guidance, Real) or not 0 <= guidance < float('inf'):
         raise ForgetError(f'A guidance of {guidance!r}: give a finite number, 0 or more (0 and 1: none), or None for the world\'s own.')
     check_batch(batch)
     names = list(dict.fromkeys(prompts))
     # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too
-    asked = [world.key, world.tokens(names), prompts, [int(s) for s in seeds], steps, guidance] if cache else []
+    asked = [world.key, world.tokens(names), prompts, seeds, steps, guidance] if cache else []
     made = source_key('openworld_forget.generate', 'openworld_forget.customize')        # the latter for what an adapted world computes with
     f = Path(cache)/f'images-{content_key(*asked, made)}.safetensors' if cache else None
     def make():

@@ -116,11 +116,15 @@ def over_benchmarks(stat, sizes: list[int]):
     return mean
 
 # %% ../nbs/08_semantic.ipynb #c014
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    "Wilson's interval of a share p of n (effective) images."
+    m, h = p + z*z/(2*n), z*math.sqrt(max(p*(1 - p), 0.)/n + z*z/(4*n*n))
+    return (m - h)/(1 + z*z/n), (m + h)/(1 + z*z/n)
+
 def wilson(hits: int, n: int, z: float=1.96) -> tuple[float, float, float]:
     "Percentage and 95 % Wilson interval, in percent."
     if not 0 <= hits <= n or n < 1 or not z > 0: raise ForgetError(f'{hits} of {n} is no share. Give 0 <= hits <= n, n >= 1 and z > 0.')
-    p = hits/n; m, h = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
-    return 100*p, 100*(m-h)/(1+z*z/n), 100*(m+h)/(1+z*z/n)
+    return 100*hits/n, *(100*v for v in _wilson(hits/n, n, z))
 
 # %% ../nbs/08_semantic.ipynb #c018
 def _vector(groups) -> np.ndarray:
@@ -224,9 +228,9 @@ def mean_interval(
         h = student.ppf((1 + level)/2, nu)*total**.5
         return within(s.value - h, s.value + h)
     t, n = student.ppf((1 + level)/2, df), around/V                     # n: the effective number of images
-    if share:                                                           # Wilson
-        m, h = s.value + t*t/(2*n), t*(max(s.value*(1 - s.value), 0.)/n + t*t/(4*n*n))**.5
-        return min((m - h)/(1 + t*t/n), s.value), max((m + h)/(1 + t*t/n), s.value)
+    if share:
+        lo, hi = _wilson(s.value, n, t)
+        return min(lo, s.value), max(hi, s.value)
     mean = n*s.value/(n + 2)                                            # Agresti & Min
     h = t*(max(n*s.square + 1 - (n*s.value)**2/(n + 2), 0.))**.5/(n + 2)
     return within(mean - h, mean + h)
@@ -498,12 +502,13 @@ def split_half(
     of[g] = y
     lost = (np.asarray([SCORES['accuracy_drop'](y, b, x) for x in a])).mean(0)
     total, size = np.bincount(g, lost), np.bincount(g)
-    r, rhos = rng(seed, 'split half'), []
+    r, rhos, rank = rng(seed, 'split half'), [], np.empty(len(of), np.int64)
+    first = np.cumsum(np.bincount(of)) - np.bincount(of)                    # where a class begins among the sorted drawings
     many = np.flatnonzero(np.bincount(of) > 1)
     for _ in range(splits if len(many) > 2 else 0):
         order = r.permutation(len(of))
-        rank = np.empty(len(of), np.int64)
-        for c in many: at = order[of[order] == c]; rank[at] = np.arange(len(at))
+        order = order[of[order].argsort(kind='stable')]                   # class by class
+        rank[order] = np.arange(len(of)) - first[of[order]]
         halves = []
         for k in (0, 1):
             at = np.isin(of, many) & (rank % 2 == k)

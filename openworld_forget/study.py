@@ -421,12 +421,12 @@ def _check_reports(s: Study):
 
 def _tokenizer(spec: WorldSpec):
     "The tokenizer of a world whose folder is here; None if it must be loaded from elsewhere, or cannot be."
-    try: return CLIPTokenizer.from_pretrained(root()/spec.source/'tokenizer') if (root()/spec.source/'tokenizer').is_dir() else None
+    try: return CLIPTokenizer.from_pretrained(f) if (f := local_path(spec.source)/'tokenizer').is_dir() else None
     except Exception: return None                       # loading the world tells why
 
 def _context(spec: WorldSpec, tok: CLIPTokenizer) -> int:
     "How many tokens a world whose folder is here reads (`World.context` of one that is loaded)."
-    f = root()/spec.source/'text_encoder/config.json'
+    f = local_path(spec.source)/'text_encoder/config.json'
     most = read_json(f).get('max_position_embeddings', 77) if f.is_file() else 77
     return min(tok.model_max_length, most) if isinstance(most, int) else tok.model_max_length
 
@@ -507,8 +507,8 @@ def made_by(name: str, data: str) -> str:
 def files_of(part: Study, name: str) -> list[Path]:
     "Files and folders whose content a step reads, besides the results of other steps."
     if name not in READS: return []
-    spec = spec_of(part.world); folders = [root()/spec.source/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
-    if name in ('appearance', 'fidelity'): folders += [root()/f for f in (spec.clip, spec.features.partition('@')[0]) if f]
+    spec = spec_of(part.world); folders = [local_path(spec.source)/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
+    if name in ('appearance', 'fidelity'): folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
     if name in ('base', 'semantic'): folders += [data_root()/'benchmarks'/b for b in provider(spec).benchmarks()[:part.limits.benchmarks]]
     folders += [data_root()/'subjects'/c for c in part.concepts]
     lock = root()/'package-lock.json'                                           # which drawings the mini world has
@@ -1113,9 +1113,10 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     if not todo: return []
     from tqdm.auto import tqdm
     threads, scratch = threads_of(1 if serial else workers), plain_folder()
+    expected = {s.notebook: clock.seconds(s) for s in todo}             # once: what steps took changes what the clock expects of the next
     shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)),
-          tqdm(total=sum(map(clock.seconds, todo)), desc='study', smoothing=0, bar_format=shape) as bar):
+          tqdm(total=sum(expected.values()), desc='study', smoothing=0, bar_format=shape) as bar):
         for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)       # half-written files of a run that was killed; nobody else writes here now
         def told(s, error=None, seconds=0., dropped=False):
             name = s.notebook.relative_to(home).with_suffix('')
@@ -1126,7 +1127,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
             else:
                 failed.append((s, why(s, error)))
                 bar.write(f'FAILED {name}: {failed[-1][1]}')
-            bar.update(clock.seconds(s))
+            bar.update(expected[s.notebook])
         def lost(s): return any(n is x for n in s.needs for x in [*(x for x, _ in failed), *without])
         if serial: _serially(todo, threads, told, lost)
         else: _with_parsl(todo, threads, told, workers, scratch)

@@ -23,7 +23,7 @@ def test_the_road(tmp_path):
         *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity')),
     }
     head = pd.read_csv(home/'tables/headline.csv')
-    assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 8
+    assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
     lines = (home/'headline.txt').read_text().splitlines()                  # one image a class: the page says what it is, and gives no verdict
     assert lines[0].startswith('A trial, not a result') and lines[2].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
     drop = head[head.measure.str.startswith(('accuracy drop', 'worst class', 'gain over the base'))]
