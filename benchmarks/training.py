@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from openworld_forget.core import generator
-from openworld_forget.customize import ADAPTATIONS, adapt
-from openworld_forget.generate import generate
-from openworld_forget.regularize import method, objective, recipe_of, terms_of
-from openworld_forget.train import fit
-from openworld_forget.worlds import World, clone, default_device, load_world, provider
+from openworld_forget.training.adapt import ADAPTATIONS, adapt
+from openworld_forget.worlds.generate import generate
+from openworld_forget.training.methods import method, recipe_of, terms_of
+from openworld_forget.training.regularize import objective
+from openworld_forget.training.fit import fit
+from openworld_forget.worlds.world import World, provider
+from openworld_forget.worlds.load import clone, default_device, load_world
 
 def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
     "One step of the plain loop: two encodings, two forwards."

@@ -12,10 +12,12 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_p
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from openworld_forget.checkpoints import checkpoint_files, checkpoint_kind, differences, header, layer_names, load_adapted
+from openworld_forget.training.checkpoints import checkpoint_files, checkpoint_kind, differences, load_adapted
+from openworld_forget.training.deltas import header, layer_names
 from openworld_forget.core import ForgetError, generator, load_tensors
-from openworld_forget.customize import Adaptation, adapt, save_adapted
-from openworld_forget.worlds import clone, load_world, save_world, tiny_world
+from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
+from openworld_forget.worlds.load import clone, load_world
+from openworld_forget.worlds.tiny import save_world, tiny_world
 
 G = generator(0, 'files in the wild')
 def r(*shape): return torch.randn(*shape, generator=G)*.2

@@ -15,35 +15,22 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import binomtest
 from torchmetrics.image.kid import poly_mmd
 
-from openworld_forget.classify import Stages, classify
-from openworld_forget.color import DISTANCES, GROUND, cdi, name_histogram, transport_plan
+from openworld_forget.metrics.classify import Stages, classify
+from openworld_forget.metrics.color import DISTANCES, GROUND, cdi, name_histogram, transport_plan
 from openworld_forget.core import seed_for
-from openworld_forget.distribution import cmmd, gaussian, kid, mmd2
-from openworld_forget.fidelity import clip_score, image_alignment, real_ceiling, text_alignment
-from openworld_forget.judges import unit
+from openworld_forget.metrics.distribution import cmmd, gaussian, kid, mmd2
+from openworld_forget.metrics.fidelity import clip_score, image_alignment, real_ceiling, text_alignment
+from openworld_forget.metrics.judges import unit
 from openworld_forget.mini.data import benchmark
-from openworld_forget.semantic import (
-    STATS,
-    WorstDrop,
-    accuracy,
-    class_accuracy,
-    class_drop,
-    confusion,
-    drift_table,
-    flip_rate,
-    hierarchical_bootstrap,
-    holm,
-    new_confusions,
-    paired_bootstrap,
-    resample_weights,
-    sign_test,
-    wilson,
-    worst_class_drop,
+from openworld_forget.metrics.semantic import (
+    STATS, WorstDrop, accuracy, class_accuracy, class_drop, confusion, drift_table, flip_rate, hierarchical_bootstrap,
+    new_confusions, paired_bootstrap, worst_class_drop,
 )
-from openworld_forget.texture import band_energy
-from openworld_forget.uncertainty import equal, jackknife, leave_out, mean_shift2, pair_mean, pairwise
-from openworld_forget.variety import diversity, paired_distance, vendi
-from openworld_forget.worlds import load_world
+from openworld_forget.metrics.stats import holm, resample_weights, sign_test, wilson
+from openworld_forget.metrics.texture import band_energy
+from openworld_forget.metrics.uncertainty import equal, jackknife, leave_out, mean_shift2, pair_mean, pairwise
+from openworld_forget.metrics.variety import diversity, paired_distance, vendi
+from openworld_forget.worlds.load import load_world
 
 some, few = settings(max_examples=40), settings(max_examples=20)
 SEED = st.integers(0, 2**32 - 1)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from openworld_forget.core import ForgetError, generator
-from openworld_forget.customize import Adaptation, adapt, load_own
-from openworld_forget.concepts import tiny_subject
-from openworld_forget.regularize import METHODS, Term, correction_terms, customize, method, objective
-from openworld_forget.worlds import tiny_world
+from openworld_forget.training.adapt import Adaptation, adapt, load_own
+from openworld_forget.worlds.tiny import tiny_subject
+from openworld_forget.training.methods import METHODS, customize, method
+from openworld_forget.training.regularize import Term, correction_terms, objective
+from openworld_forget.worlds.tiny import tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
 KINDS, FORMS = ('db', 'lora', 'cd'), ('-plain', '', '-dc', '-dc-nopr')
@@ -85,7 +86,7 @@ def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
 @pytest.mark.parametrize('name', EVERY)
 def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch):
     "What is saved predicts what was trained; a run stopped after every number of steps ends with the same bits."
-    import openworld_forget.regularize as R
+    import openworld_forget.training.methods as R
     m = method(name, **FAST)
     whole, log = customize(base, subject, m, cache=cache, path=tmp_path/'whole.safetensors', every=1)
     assert torch.equal(answer(load_own(base, tmp_path/'whole.safetensors')), answer(whole))
@@ -134,7 +135,7 @@ def test_a_limit_per_forward_changes_memory_only(base, subject, cache, kind, for
 
 def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
     "What the base answers for eight steps in one forward is what it answers step by step, in any order of the steps."
-    import openworld_forget.regularize as R
+    import openworld_forget.training.methods as R
     w, params = adapt(base, Adaptation(), subject.token); g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
     terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache)
@@ -147,7 +148,7 @@ def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
 
 @pytest.mark.parametrize('term', ['instance', 'prior', 'correction'])
 def test_not_finite_stops_and_keeps(base, subject, cache, tmp_path, term, monkeypatch):
-    import openworld_forget.regularize as R
+    import openworld_forget.training.methods as R
     good = R.objective
     def bad(*a):
         f = good(*a); return lambda step: {k: v*float('nan') if (k, step) == (term, 2) else v for k, v in f(step).items()}

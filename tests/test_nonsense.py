@@ -10,42 +10,24 @@ import pandas as pd
 import pytest
 import torch
 
-from openworld_forget.color import TERMS, asked_table, cdi, cdi_table, color_drift, name_colors, name_histogram, transport_plan
-from openworld_forget.core import ForgetError
-from openworld_forget.distribution import cmmd, cmmd_table, kid, kid_table
-from openworld_forget.fidelity import clip_score, fidelity_table, image_alignment, real_ceiling, text_alignment
-from openworld_forget.judges import lpips_judge
-from openworld_forget.semantic import (
-    accuracy,
-    class_accuracy,
-    class_drop,
-    class_tests,
-    concept_table,
-    confusion,
-    contrast_interval,
-    drift_table,
-    dropped_classes,
-    expected_floor,
-    flip_rate,
-    hierarchical_bootstrap,
-    holm,
-    mean_class_accuracy,
-    mean_interval,
-    new_confusions,
-    over_benchmarks,
-    paired_bootstrap,
-    resample_weights,
-    second_look,
-    sign_test,
-    split_half,
-    spread,
-    suspects,
-    wilson,
-    worst_class_drop,
+from openworld_forget.metrics.color import (
+    TERMS, asked_table, cdi, cdi_table, color_drift, name_colors, name_histogram, transport_plan,
 )
-from openworld_forget.texture import band_energy, texture_table
-from openworld_forget.uncertainty import jackknife, leave_out, mean_shift2
-from openworld_forget.variety import diversity, lpips_distances, lpips_table, paired_distance, variety_table, vendi
+from openworld_forget.core import ForgetError
+from openworld_forget.metrics.distribution import cmmd, cmmd_table, kid, kid_table
+from openworld_forget.metrics.fidelity import clip_score, fidelity_table, image_alignment, real_ceiling, text_alignment
+from openworld_forget.metrics.judges import lpips_judge
+from openworld_forget.metrics.semantic import (
+    accuracy, class_accuracy, class_drop, class_tests, concept_table, confusion, contrast_interval, drift_table,
+    dropped_classes, expected_floor, flip_rate, hierarchical_bootstrap, mean_class_accuracy, new_confusions,
+    over_benchmarks, paired_bootstrap, second_look, split_half, suspects, worst_class_drop,
+)
+from openworld_forget.metrics.stats import holm, mean_interval, resample_weights, sign_test, spread, wilson
+from openworld_forget.metrics.texture import band_energy, texture_table
+from openworld_forget.metrics.uncertainty import jackknife, leave_out, mean_shift2
+from openworld_forget.metrics.variety import (
+    diversity, lpips_distances, lpips_table, paired_distance, variety_table, vendi,
+)
 
 r = np.random.default_rng(0)
 IMAGES, MORE = (torch.from_numpy(r.integers(0, 256, (6, 3, 32, 32), np.uint8)) for _ in range(2))

@@ -7,24 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from openworld_forget import concepts
-from openworld_forget.concepts import (
-    Benchmark,
-    Subject,
-    benchmark,
-    benchmark_files,
-    benchmarks,
-    check_data,
-    load_image,
-    load_images,
-    picture_files,
-    check_class_word,
-    read_class_word,
-    subject,
-    subjects,
-)
+from openworld_forget.worlds import data as concepts
+from openworld_forget.worlds.data import Benchmark, Subject, check_class_word, read_class_word
+from openworld_forget.worlds.folders import benchmark, benchmark_files, benchmarks, check_data, subject, subjects
+from openworld_forget.worlds.pictures import load_image, load_images, picture_files
 from openworld_forget.core import ForgetError, shared_cache
-from openworld_forget.worlds import WorldSpec, spec_of
+from openworld_forget.worlds.world import WorldSpec, spec_of
 
 GREY = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
 RGB = np.stack([GREY, GREY[::-1], GREY.T], 2)
@@ -491,7 +479,7 @@ def test_one_picture_in_two_classes_is_refused_and_twice_in_one_is_said(data, ca
     refused(lambda: benchmark_files('b'), 'cat/1.png', 'dog/7.png', 'two labels')
 
 # ---------------------------------------------------------------- before a model is loaded
-FOLDERS = WorldSpec(name='mine', source='my/sd', data='openworld_forget.concepts', clip='', features='')
+FOLDERS = WorldSpec(name='mine', source='my/sd', data='openworld_forget.worlds.folders', clip='', features='')
 def test_a_world_without_data_is_refused_without_its_weights(data):
     refused(lambda: check_data(FOLDERS), 'No benchmarks at', 'OWF_DATA')
     (data/'benchmarks').mkdir(parents=True)

@@ -155,7 +155,8 @@ def test_steps_run_where_paths_have_other_letters(project):
 def test_a_template_by_hand_writes_into_a_scratch_study(tmp_path, monkeypatch):
     "Wherever its kernel stands; its budget can be given; what is missing is said with the command that makes it; a wrong seed is one error."
     from openworld_forget.core import ForgetError, root
-    from openworld_forget.study import BUDGETS, Run
+    from openworld_forget.study.records import BUDGETS
+    from openworld_forget.study.run import Run
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
     monkeypatch.chdir(root()/'nbs/reports')
     run = Run('studies/smoke.yaml', concept='cat-noto', method='db', budget='quick')

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 import openworld_forget.core as core
-from openworld_forget.concepts import tiny_subject
-from openworld_forget.core import ForgetError, cached, content_key, load_tensors, modules, reached, save_tensors, source_key
-from openworld_forget.generate import generate
-from openworld_forget.judges import Judge
-from openworld_forget.regularize import customize, method, run_key
-from openworld_forget.study import READS, Run, made_by, plan, read_study, study_reports
-from openworld_forget.worlds import tiny_world
+from openworld_forget.worlds.tiny import tiny_subject
+from openworld_forget.core import ForgetError, cached, content_key, load_tensors, save_tensors
+from openworld_forget.source import modules, reached, source_key
+from openworld_forget.worlds.generate import generate
+from openworld_forget.metrics.judges import Judge
+from openworld_forget.training.methods import customize, method, run_key
+from openworld_forget.study.records import READS
+from openworld_forget.study.run import Run
+from openworld_forget.study.plan import made_by, plan
+from openworld_forget.study.files import read_study, study_reports
+from openworld_forget.worlds.tiny import tiny_world
 
 from conftest import ROOT
 
@@ -42,8 +46,8 @@ IMAGES = 'generate', '(world.decode(z)*255)', '(world.decode(z)*200)'
 LOOK = 'judges', '.float()/255 - m)/s', '.float()/255 - m)*s'
 CHOICE = 'classify', 'argmin(1), alive', 'argmax(1), alive'
 MAKERS = {      # what is kept -> who makes it, as its key has it
-    'adapter': ('openworld_forget.regularize',), 'images': ('openworld_forget.generate', 'openworld_forget.customize'),
-    'features': ('openworld_forget.judges',),
+    'adapter': ('openworld_forget.training.methods',), 'images': ('openworld_forget.worlds.generate', 'openworld_forget.training.adapt'),
+    'features': ('openworld_forget.metrics.judges',),
     **{k: tuple(f'openworld_forget.{m}' for m in ('classify', 'worlds', 'customize', f'study:Run.{f}'))
        for k, f in (('scores', 'scores'), ('second look', 'look'))}}
 
@@ -77,37 +81,39 @@ def test_reached_is_what_a_module_uses():
         for k, v in vars(m).items():
             where = getattr(v, '__module__', None) if callable(v) else getattr(v, '__name__', None) if type(v) is type(sys) else None
             if isinstance(where, str) and where.startswith('openworld_forget.'): assert where in texts, f'{name} has {k} of {where}'
-    assert {'torch', 'diffusers'} <= reached('openworld_forget.generate')[1] and {'efficientnet_lite_pytorch'} <= reached('openworld_forget.judges')[1]
+    assert {'torch', 'diffusers'} <= reached('openworld_forget.worlds.generate')[1]
+    assert {'efficientnet_lite_pytorch'} <= reached('openworld_forget.metrics.judges')[1]
 
 def test_another_version_of_a_library_is_another_source(monkeypatch):
-    a = source_key('openworld_forget.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 0' if n == 'diffusers' else f'{n} 1')
-    b = source_key('openworld_forget.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 1')
-    assert len({a, b, source_key('openworld_forget.generate')}) == 3
+    a = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 0' if n == 'diffusers' else f'{n} 1')
+    b = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 1')
+    assert len({a, b, source_key('openworld_forget.worlds.generate')}) == 3
 
 def test_imports_that_hide(keyed, tmp_path):
     "Inside a function, relative, of a module, of everything, by import_module with a text: all are followed."
     where = 'core', 'def seed_for(', '{}def seed_for('
-    for line in ('import openworld_forget.texture', 'from .texture import *', 'from . import texture', 'from openworld_forget import texture',
-                 'from openworld_forget.texture import band_energy as e', "import importlib; importlib.import_module('openworld_forget.texture')"):
+    for line in ('import openworld_forget.metrics.texture', 'from .texture import *', 'from . import texture', 'from openworld_forget import texture',
+                 'from openworld_forget.metrics.texture import band_energy as e',
+                 "import importlib; importlib.import_module('openworld_forget.metrics.texture')"):
         got = keyed(lambda: reached('openworld_forget.core')[0], (where[0], where[1], f'def f():\n    {line}\n\ndef seed_for('))
-        assert 'openworld_forget.texture' in got and 'openworld_forget.judges' in got, line
+        assert 'openworld_forget.metrics.texture' in got and 'openworld_forget.metrics.judges' in got, line
 
 def test_source_that_is_edited_under_a_running_process_has_a_key_of_its_own(tmp_path, monkeypatch):
     "Nobody can tell which text runs: what is made then is found by no other process, and what others made is not found."
-    p, q = (package(tmp_path/k) for k in 'ab'); monkeypatch.setattr(core, '_folder', lambda: p); a = source_key('openworld_forget.generate')
-    edit(p, *IMAGES[:]); b = source_key('openworld_forget.generate'); edit(q, *IMAGES)
-    monkeypatch.setattr(core, '_folder', lambda: q); c = source_key('openworld_forget.generate'); assert len({a, b, c}) == 3
+    p, q = (package(tmp_path/k) for k in 'ab'); monkeypatch.setattr(core, '_folder', lambda: p); a = source_key('openworld_forget.worlds.generate')
+    edit(p, *IMAGES[:]); b = source_key('openworld_forget.worlds.generate'); edit(q, *IMAGES)
+    monkeypatch.setattr(core, '_folder', lambda: q); c = source_key('openworld_forget.worlds.generate'); assert len({a, b, c}) == 3
     shutil.copy2(ROOT/'openworld_forget/generate.py', p/'generate.py'); monkeypatch.setattr(core, '_folder', lambda: p)
-    assert source_key('openworld_forget.generate') == a
+    assert source_key('openworld_forget.worlds.generate') == a
 
 # ---------------------------------------------------------------- the case that was tried
 SCRIPT = '''
 import hashlib, json, sys, torch
 from pathlib import Path
-import openworld_forget.judges as judges
-from openworld_forget.concepts import tiny_subject
-from openworld_forget.generate import generate
-from openworld_forget.regularize import customize, method
+import openworld_forget.metrics.judges as judges
+from openworld_forget.worlds.folders import tiny_subject
+from openworld_forget.worlds.generate import generate
+from openworld_forget.training.methods import customize, method
 from openworld_forget.worlds import tiny_world
 d = Path(sys.argv[1]); w, s = tiny_world(), tiny_subject(); m = method('db', prior=0., recipe=dict(steps=3, batch=2, lr=1e-2))
 class Mean(torch.nn.Module):
@@ -141,7 +147,7 @@ def test_the_same_path_after_an_edit(tmp_path):
 
 def test_a_checkpoint_of_other_source_starts_the_training_again(tmp_path, monkeypatch, capsys):
     "Killed half way, the source changed: it says so, and ends with the bits of a training that was never stopped."
-    import openworld_forget.regularize as R
+    import openworld_forget.training.methods as R
     w, s, m = tiny_world(), tiny_subject(), method('db', prior=0., recipe=dict(steps=4, batch=2, lr=1e-2)); fit = R.fit
     def stopped(*a, **kw): fit(*a, **kw, until=2); raise KeyboardInterrupt
     def killed():
@@ -160,8 +166,8 @@ def test_a_checkpoint_of_other_source_starts_the_training_again(tmp_path, monkey
 
 def test_an_adapter_of_older_source_can_still_be_read(tmp_path, monkeypatch):
     "Only the reuse by path is keyed: the file stays a file."
-    import openworld_forget.regularize as R
-    from openworld_forget.customize import load_own
+    import openworld_forget.training.methods as R
+    from openworld_forget.training.adapt import load_own
     w, s, m = tiny_world(), tiny_subject(), method('lora', prior=0., recipe=dict(steps=1, batch=1)); a, _ = customize(w, s, m, path=tmp_path/'a.safetensors')
     key = run_key(w, s, m); monkeypatch.setattr(R, 'source_key', lambda *a: 'another'); assert run_key(w, s, m) != key
     b = load_own(w, tmp_path/'a.safetensors'); assert all(torch.equal(p, q) for p, q in zip(a.unet.parameters(), b.unet.parameters()))
@@ -177,7 +183,7 @@ def test_a_word_that_means_something_else_is_another_image(tmp_path):
 
 def test_how_much_a_lora_counts_is_part_of_its_world(tmp_path):
     "Twice the alpha, the same tensors: another world, other images."
-    from openworld_forget.customize import Adaptation, adapt
+    from openworld_forget.training.adapt import Adaptation, adapt
     from openworld_forget.core import generator
     w, seen = tiny_world(), []
     for alpha in (4., 8.):
@@ -212,8 +218,8 @@ def test_a_step_that_was_planned_under_other_source_says_so():
 def test_scores_are_kept_by_what_they_depend_on(tmp_path, monkeypatch):
     "The second time nothing is classified; another world, or another classifier, classifies."
     import openworld_forget.study as S
-    from openworld_forget.classify import Scores
-    from openworld_forget.concepts import Benchmark
+    from openworld_forget.metrics.classify import Scores
+    from openworld_forget.worlds.data import Benchmark
     r = Run('studies/smoke.yaml', str(tmp_path)); w = tiny_world(); r.__dict__['world'] = w; asked = []
     b = Benchmark('b', 'test', ['x', 'y'], tiny_subject().images[:2], torch.tensor([0, 1]), torch.arange(2))
     def fake(*a, **kw): asked.append(1); return Scores(torch.zeros(2, 2, 3), torch.zeros(2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool), 7)

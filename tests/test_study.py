@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from conftest import ROOT
-from openworld_forget.study import main
+from openworld_forget.study.main import main
 
 def study(*args, out, **env):
     return subprocess.run([sys.executable, '-m', 'openworld_forget.study', *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=1500,
@@ -55,8 +55,8 @@ def test_a_checkpoint_from_elsewhere(tmp_path):
     "A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report."
     import torch
     from openworld_forget.core import generator
-    from openworld_forget.customize import Adaptation, adapt, save_adapted
-    from openworld_forget.worlds import load_world
+    from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
+    from openworld_forget.worlds.load import load_world
     w, a, g = load_world('mini', 'cpu'), Adaptation(kind='lora'), generator(0, 'elsewhere'); _, params = adapt(w, a, 'sks')
     with torch.no_grad(): [p.copy_(.3*torch.randn(p.shape, generator=g)) for p in params.values()]
     save_adapted(tmp_path/'pytorch_lora_weights.safetensors', w, params, a, 'sks')
@@ -71,8 +71,8 @@ def test_a_checkpoint_from_elsewhere(tmp_path):
 
 def test_the_budget_report(tmp_path):
     "On a base and an adapted world made here: procedures are replayed on measured errors, and none costs more than every class at every step."
-    from openworld_forget.customize import Adaptation, adapt, save_adapted
-    from openworld_forget.worlds import load_world
+    from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
+    from openworld_forget.worlds.load import load_world
     w, a = load_world('mini', 'cpu'), Adaptation(kind='lora'); _, params = adapt(w, a, 'sks')
     save_adapted(tmp_path/'smoke/cat-noto/db/seed-0/adapter.safetensors', w, params, a, 'sks')
     values = dict(study='studies/smoke.yaml', home=str(tmp_path/'smoke'), out=str(tmp_path)); numbers = dict(steps=4, plans=2, benchmarks=1, reference=False)
@@ -129,7 +129,7 @@ def test_a_base_of_ones_own(tmp_path, monkeypatch):
     import torch
     from PIL import Image
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
-    from openworld_forget.worlds import save_world, tiny_world
+    from openworld_forget.worlds.tiny import save_world, tiny_world
     w = tiny_world()
     save_world(w, tmp_path/'sd')
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

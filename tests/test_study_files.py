@@ -5,8 +5,13 @@ import json
 import pytest
 import yaml
 from openworld_forget.core import ForgetError, write_json
-from openworld_forget.regularize import METHODS
-from openworld_forget.study import BUDGETS, READS, Budget, Run, Study, collect, finish, main, plan, read_study, ready, study_reports
+from openworld_forget.training.methods import METHODS
+from openworld_forget.study.records import BUDGETS, Budget, READS, Study
+from openworld_forget.study.run import Run
+from openworld_forget.study.results import collect, finish
+from openworld_forget.study.main import main
+from openworld_forget.study.plan import plan
+from openworld_forget.study.files import read_study, ready, study_reports
 
 from conftest import ROOT
 
@@ -242,7 +247,7 @@ def test_a_world_without_benchmarks_is_refused_before_it_loads(file, tmp_path, m
 def test_what_only_the_world_can_tell_is_told_before_the_first_step(file, tmp_path, monkeypatch):
     "Layers that a LoRA cannot find, a V* of several tokens, a benchmark with a bad picture, a subject whose prompt does not fit."
     from PIL import Image
-    from openworld_forget.worlds import tiny_world
+    from openworld_forget.worlds.tiny import tiny_world
     for f in ('subjects/mug', 'benchmarks/kitchen/pot', 'benchmarks/kitchen/pan'):
         (d := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20 + i).save(d/f'{i}.png') for i in range(3)]
     word = tmp_path/'data/subjects/mug/class.txt'; word.write_text('mug'); monkeypatch.setenv('OWF_DATA', str(tmp_path/'data'))
@@ -329,7 +334,7 @@ def test_the_files_of_a_checkpoint_are_part_of_its_key_alone(tmp_path):
 
 def test_pictures_are_part_of_the_keys_of_the_steps_that_see_them(tmp_path, monkeypatch):
     from PIL import Image
-    from openworld_forget.worlds import save_world, tiny_world
+    from openworld_forget.worlds.tiny import save_world, tiny_world
     save_world(tiny_world(), tmp_path/'sd'); monkeypatch.setenv('OWF_DATA', str(tmp_path/'data'))
     def put(f, k): (tmp_path/'data'/f).mkdir(parents=True, exist_ok=True); Image.effect_noise((64, 64), k).save(tmp_path/'data'/f/'0.png')
     for f in ('subjects/mug', 'subjects/cup', 'benchmarks/a/x', 'benchmarks/a/y', 'benchmarks/b/x', 'benchmarks/b/y'): put(f, 20)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from openworld_forget import worlds
+from openworld_forget.worlds import world as worlds
 from openworld_forget.core import ForgetError, content_key, generator, read_json, write_json
-from openworld_forget.generate import generate
-from openworld_forget.judges import check_judges, clip_judge, dino_judge, feature_judge
-from openworld_forget.worlds import default_device, find_source, is_own, load_world, missing_parts, provider, save_world, spec_of, tiny_world
+from openworld_forget.worlds.generate import generate
+from openworld_forget.metrics.judges import check_judges, clip_judge, dino_judge, feature_judge
+from openworld_forget.worlds.load import default_device, find_source, is_own, load_world, missing_parts
+from openworld_forget.worlds.world import provider, spec_of
+from openworld_forget.worlds.tiny import save_world, tiny_world
 
 SD = 'stable-diffusion-v1-5/stable-diffusion-v1-5'
 PIN = '451f4fe16113bff5a5d2269ed5ad43b0592e9a14'

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from openworld_forget.core import generator, root
-from openworld_forget.worlds import provider, spec_of
+from openworld_forget.worlds.world import provider, spec_of
 
 SOURCE = root()/spec_of('mini').source
 

@@ -12,9 +12,9 @@ os.environ.setdefault('TQDM_DISABLE', '1')
 import torch
 
 from openworld_forget.core import content_key, load_tensors
-from openworld_forget.concepts import tiny_subject
-from openworld_forget.regularize import METHODS, customize, method
-from openworld_forget.worlds import tiny_world
+from openworld_forget.worlds.tiny import tiny_subject
+from openworld_forget.training.methods import METHODS, customize, method
+from openworld_forget.worlds.tiny import tiny_world
 
 def run(world, subject, m, path, cache):
     customize(world, subject, m, path=path, cache=cache, every=2)

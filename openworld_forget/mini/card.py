@@ -9,11 +9,12 @@ __all__ = ['CONTACT', 'measure_vae', 'measure_accuracy', 'measure_prompts', 'con
 import numpy as np, torch
 from PIL import Image
 from ..core import rng, root, write_json, write_text
-from ..classify import Stages, classify
-from ..generate import generate, grid
-from ..judges import clip_judge
-from ..semantic import wilson
-from ..worlds import World, load_world
+from ..metrics.classify import Stages, classify
+from ..worlds.generate import generate, grid
+from ..metrics.judges import clip_judge
+from ..metrics.stats import wilson
+from ..worlds.world import World
+from ..worlds.load import load_world
 from .data import benchmark, benchmarks
 from .images import BENCHMARKS, COLORS, caption, concepts, pool, splits
 

@@ -10,10 +10,11 @@ __all__ = ['MEAN', 'STD', 'CLIP_RECIPE', 'new_clip', 'to_pixels', 'contrastive',
 from pathlib import Path
 import torch, torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel
-from ..core import content_key, generator, outputs, root, seed_for, source_key, write_json
-from ..judges import CLIP_STATS
-from ..train import Recipe, fit
-from ..worlds import default_device
+from ..core import content_key, generator, outputs, root, seed_for, write_json
+from ..source import source_key
+from ..metrics.judges import CLIP_STATS
+from ..training.fit import Recipe, fit
+from ..worlds.load import default_device
 from .images import BENCHMARKS, caption, composer, pool, splits
 from .text import LENGTH, caption_index, caption_table, new_tokenizer
 

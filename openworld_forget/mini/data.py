@@ -11,9 +11,10 @@ __all__ = ['RENDER', 'splits', 'benchmarks', 'subjects', 'unknown_words', 'check
 import difflib, re
 import torch
 from ..core import ForgetError, choose, rng
-from ..concepts import Benchmark, Subject, check_per_class, data_root
-from ..concepts import subject as own_subject
-from ..concepts import subjects as own_subjects
+from ..worlds.data import Benchmark, Subject
+from ..worlds.folders import check_per_class, data_root
+from ..worlds.folders import subject as own_subject
+from ..worlds.folders import subjects as own_subjects
 from .images import BENCHMARKS, COLORS, STYLES, SUBJECTS, TEMPLATE, caption, compositions, concepts, node_modules
 from .images import splits as image_splits
 from .text import RARE, words

@@ -10,9 +10,12 @@ import shutil
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from ..core import content_key, generator, outputs, root, seed_for, source_key
-from ..train import Recipe, fit
-from ..worlds import World, default_device, save_world, sd_schedule, spec_of
+from ..core import content_key, generator, outputs, root, seed_for
+from ..source import source_key
+from ..training.fit import Recipe, fit
+from ..worlds.world import World, spec_of
+from ..worlds.load import default_device
+from ..worlds.tiny import save_world, sd_schedule
 from .images import composer, splits
 from .text import caption_index, caption_table, new_text_encoder, new_tokenizer
 from .vae import LATENT, latents_of, transform

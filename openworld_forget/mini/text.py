@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..core import seed_for
-from ..worlds import byte_alphabet
+from ..worlds.tiny import byte_alphabet
 from .images import CAT_MOODS, COLORS, MONKEYS, STYLES, caption, concepts
 
 # %% ../../nbs/mini/02_text.ipynb #c004

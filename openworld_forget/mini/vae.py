@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
-from ..core import cached, content_key, generator, outputs, root, seed_for, source_key
-from ..train import Recipe, fit
-from ..worlds import default_device
+from ..core import cached, content_key, generator, outputs, root, seed_for
+from ..source import source_key
+from ..training.fit import Recipe, fit
+from ..worlds.load import default_device
 from .images import compose, drawings, place, pool, splits
 
 # %% ../../nbs/mini/01_vae.ipynb #c005
