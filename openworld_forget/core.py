@@ -82,7 +82,9 @@ def _feed(h, o):
         o = o.detach().cpu().contiguous()
         h.update(f'{o.dtype}{tuple(o.shape)}'.encode())
         h.update(o.flatten().view(torch.uint8).numpy().tobytes() if o.numel() else b'')
-    elif isinstance(o, np.ndarray): h.update(f'{o.dtype}{o.shape}'.encode()); h.update(np.ascontiguousarray(o).tobytes())
+    elif isinstance(o, np.ndarray):
+        h.update(f'{o.dtype}{o.shape}'.encode())
+        h.update(np.ascontiguousarray(o).tobytes())
     elif isinstance(o, Path):
         for p in ([o] if o.is_file() else sorted(_files(o))):
             h.update(p.relative_to(o.parent).as_posix().encode())
@@ -90,27 +92,36 @@ def _feed(h, o):
                 while part := f.read(1 << 24): h.update(part)       # weights may be larger than the memory
     elif isinstance(o, BaseModel): _feed(h, o.model_dump(mode='json'))
     elif isinstance(o, dict):
-        for k in sorted(o, key=str): h.update(f'{k}='.encode()); _feed(h, o[k])
-    elif isinstance(o, (list, tuple)): h.update(f'[{len(o)}'.encode()); [_feed(h, x) for x in o]
+        for k in sorted(o, key=str):
+            h.update(f'{k}='.encode())
+            _feed(h, o[k])
+    elif isinstance(o, (list, tuple)):
+        h.update(f'[{len(o)}'.encode())
+        [_feed(h, x) for x in o]
     else: h.update(repr(o).encode())
     h.update(b'\x1e')
 
 # %% ../nbs/00_core.ipynb #c011c
 def content_key(*objs) -> str:
     "16 hex digits that change when any of the objects (values, tensors, arrays, `Path`s to files or folders, records) changes."
-    h = hashlib.blake2b(digest_size=8); [_feed(h, o) for o in objs]
+    h = hashlib.blake2b(digest_size=8)
+    [_feed(h, o) for o in objs]
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #c014
 @contextmanager
 def atomic(path: Path|str):
     "Yield a temporary path in the same folder; on success it replaces `path`, on any error it disappears."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix + '.tmp'); os.close(fd); tmp = Path(tmp)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix + '.tmp')
+    os.close(fd)
+    tmp = Path(tmp)
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        os.chmod(tmp, 0o644); os.replace(tmp, path)
+        os.chmod(tmp, 0o644)
+        os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
 def write_text(path: Path|str, text: str):
@@ -181,7 +192,9 @@ def tensor_shapes(path: Path|str) -> tuple[dict, dict]:
 @contextmanager
 def alone(path: Path|str):
     "Hold the right to make a file: who else wants to waits, and then finds it. The lock dies with its process."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); lock = path.parent/f'.{path.name}.lock'
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent/f'.{path.name}.lock'
     with FileLock(lock): yield
     lock.unlink(missing_ok=True)
 

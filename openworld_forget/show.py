@@ -65,7 +65,8 @@ def wall(
 ):
     "A figure of images in rows and columns."
     # 17 letters of 7 points to the inch
-    titles = [textwrap.fill(t, int(17*size)) for t in titles or []]; tall = .12*max([t.count('\n')+1 for t in titles], default=0)
+    titles = [textwrap.fill(t, int(17*size)) for t in titles or []]
+    tall = .12*max([t.count('\n')+1 for t in titles], default=0)
     n = len(images)
     r = -(-n//columns)
     fig, ax = plt.subplots(
@@ -75,7 +76,9 @@ def wall(
         squeeze=False,
     )
     for k, a in enumerate(ax.flat):
-        a.set(xticks=[], yticks=[]); a.grid(False); [s.set_visible(False) for s in a.spines.values()]
+        a.set(xticks=[], yticks=[])
+        a.grid(False)
+        [s.set_visible(False) for s in a.spines.values()]
         if k < n: a.imshow(images[k].permute(1, 2, 0).numpy(), interpolation='nearest')
         if k < len(titles): a.set_title(titles[k], fontsize=7, loc='center', fontweight='normal')
         if rows and k % columns == 0 and k//columns < len(rows): a.set_ylabel(rows[k//columns], rotation=0, ha='right', va='center', fontsize=9)

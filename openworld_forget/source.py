@@ -47,7 +47,8 @@ _PROCESS = os.urandom(8).hex()
 
 def _text(path: Path) -> str:
     "The source in a file. If it was edited since this process began, a text that no other process has: nobody can tell which of the two runs here."
-    now = path.read_bytes(); before = _LOADED.setdefault(path, now)
+    now = path.read_bytes()
+    before = _LOADED.setdefault(path, now)
     return now.decode() + (f'\n# edited under process {_PROCESS}' if now != before else '')
 
 def _part(text: str, name: str) -> str:
@@ -66,7 +67,8 @@ def imports(text: str, package: str=PACKAGE) -> tuple[str, ...]:
     for n in ast.walk(ast.parse(text)):
         if isinstance(n, ast.Import): out |= {a.name for a in n.names}
         elif isinstance(n, ast.ImportFrom):
-            parts = package.split('.'); base = '.'.join(parts[:len(parts) + 1 - n.level]) if n.level else ''
+            parts = package.split('.')
+            base = '.'.join(parts[:len(parts) + 1 - n.level]) if n.level else ''
             base = '.'.join(x for x in (base, n.module) if x)
             out |= {base if a.name == '*' else f'{base}.{a.name}' for a in n.names}
         elif isinstance(n, ast.Call) and getattr(n.func, 'attr', getattr(n.func, 'id', '')) in ('import_module', '__import__', 'find_spec'):
@@ -89,14 +91,17 @@ def reached(*names: str) -> tuple[dict[str, str], set[str]]:
     `module:function` (or `module:Class.method`) stands for these lines alone."""
     texts, libraries, todo, tops = {}, set(), list(names), {PACKAGE, *(n.split(':')[0].split('.')[0] for n in names)}
     while todo:
-        name = todo.pop(); module, _, part = name.partition(':')
+        name = todo.pop()
+        module, _, part = name.partition(':')
         if name in texts: continue
         path = _path(module)
         if path is None: raise ForgetError(f'{module} has no source file that could be read: what it makes cannot be told from what it made before.')
         texts[name] = text = _part(_text(path), part) if part else _text(path)
         inside = module if path.name == '__init__.py' else module.rpartition('.')[0]
         for i in imports(text, inside):
-            if i.split('.')[0] not in tops: libraries.add(i.split('.')[0]); continue
+            if i.split('.')[0] not in tops:
+                libraries.add(i.split('.')[0])
+                continue
             while i and _path(i) is None: i = i.rpartition('.')[0]              # the name of a function in a module
             if i: todo.append(i)
     return texts, libraries - set(sys.stdlib_module_names)

@@ -23,8 +23,12 @@ def spread(k: int) -> tuple[int, ...]:
     out, j = {}, 0
     while len(out) < k:
         v, width, q = .5, 1/3, j
-        while q: v += (0, -1, 1)[q % 3]*width; width /= 3; q //= 3
-        out.setdefault(min(int(v*k), k-1)); j += 1
+        while q:
+            v += (0, -1, 1)[q % 3]*width
+            width /= 3
+            q //= 3
+        out.setdefault(min(int(v*k), k-1))
+        j += 1
     return tuple(out)
 
 # %% ../../nbs/metrics/02_classify.ipynb #c006b
@@ -129,12 +133,14 @@ def errors(
     out, pairs, dev = torch.full((n, C, k), torch.nan), mask.nonzero(), world.device
     if not (total := len(pairs)*len(pos)): return out
     text = world.encode_text(list(prompts)) if text is None else text
-    images = list(range(n) if images is None else images); eps = None if plan.per_image else plan.noise(world, pos.tolist()).to(dev)
+    images = list(range(n) if images is None else images)
+    eps = None if plan.per_image else plan.noise(world, pos.tolist()).to(dev)
     if len(images) != n: raise ForgetError(f'{len(images)} image keys for {n} images.')
     z, t = latents.to(dev).float(), plan.timesteps(world)[pos].to(dev)
     with world.remembered(text) as pick, tqdm(total=total, desc=desc, unit='fwd', unit_scale=True, leave=False, mininterval=1) as bar:
         for a in range(0, total, batch):
-            j = torch.arange(a, min(a + batch, total)); s, (i, c) = j // len(pairs), pairs[j % len(pairs)].T
+            j = torch.arange(a, min(a + batch, total))
+            s, (i, c) = j // len(pairs), pairs[j % len(pairs)].T
             sd = s.to(dev)
             if plan.per_image:
                 u, inv = (s*n + i).unique(return_inverse=True)
@@ -142,7 +148,9 @@ def errors(
             else: e = eps[sd]
             z_t = world.add_noise(z[i.to(dev)], e, t[sd]).to(world.dtype)
             e_hat = world.epsilon(world.predict(z_t, t[sd], pick(c.to(dev))).float(), z_t.float(), t[sd])
-            d = (e - e_hat).flatten(1); out[i, c, pos[s]] = (d.abs() if loss == 'l1' else d.square()).mean(1).cpu(); bar.update(len(j))
+            d = (e - e_hat).flatten(1)
+            out[i, c, pos[s]] = (d.abs() if loss == 'l1' else d.square()).mean(1).cpu()
+            bar.update(len(j))
     if not torch.isfinite(out[mask][:, pos]).all():
         raise ForgetError(
             f'World {world.label!r} predicts non-finite noise. Its training diverged, or its dtype {world.dtype} overflows: use float32 or bfloat16.'
@@ -218,10 +226,12 @@ def margins(
     steps: int,                # the first steps of the plan, where every class was evaluated
 ) -> np.ndarray:
     "How much better its own class's prompt explains each image than the other prompts do: mean error of the others less its own, float64 [n]."
-    n, C, k = errors.shape; e = errors[..., :steps].double()
+    n, C, k = errors.shape
+    e = errors[..., :steps].double()
     if not 1 <= steps <= k or C < 2 or tuple(labels.shape) != (n,) or e.isnan().any():
         raise ForgetError(f'Expected a label for each of {n} images and errors of every class at the first {steps} of {k} steps. Ask for fewer steps.')
-    e = e.mean(-1); own = e.gather(1, labels.long()[:, None])[:, 0]
+    e = e.mean(-1)
+    own = e.gather(1, labels.long()[:, None])[:, 0]
     return ((e.sum(1) - own)/(C - 1) - own).numpy()
 
 PRIOR = 3       # steps that the other classes' variance counts for ('confident')
@@ -229,7 +239,8 @@ PRIOR = 3       # steps that the other classes' variance counts for ('confident'
 # %% ../../nbs/metrics/02_classify.ipynb #c017f
 def survivors(err: torch.Tensor, alive: torch.Tensor, stages: Stages, stage: int) -> torch.Tensor:
     "Classes [n, C] kept after a stage, given the errors [n, C, m] seen so far."
-    mean = err.double().nanmean(-1).masked_fill(~alive, torch.inf); rank = mean.argsort(dim=1, stable=True).argsort(1)
+    mean = err.double().nanmean(-1).masked_fill(~alive, torch.inf)
+    rank = mean.argsort(dim=1, stable=True).argsort(1)
     if stages.keep != 'confident': return alive & (rank < stages.keep[stage])
     d = err.double() - err.double().gather(1, mean.argmin(1)[:, None, None].expand(-1, 1, err.shape[-1]))
     m = err.shape[-1]
@@ -247,7 +258,8 @@ def classify(
     loss: str='l2', batch: int=256, images=None, desc: str='classify',
 ) -> Scores:
     "Predict a class per image: the least mean error, over the steps of the last stage, of the classes that survived the others."
-    _check(world, latents, prompts, loss); text = world.encode_text(list(prompts))
+    _check(world, latents, prompts, loss)
+    text = world.encode_text(list(prompts))
     return _staged(
         lambda which, steps, part: errors(
             world, latents, prompts, plan, which=which, steps=steps, loss=loss, batch=batch, images=images, desc=f'{desc} {part}', text=text
@@ -260,9 +272,11 @@ def classify(
 
 # %% ../../nbs/metrics/02_classify.ipynb #c017h
 def _staged(evaluate, n, C, plan, stages):
-    stages = stages or Stages(steps=(plan.steps,), keep=(1,)); done, forwards = 0, 0
+    stages = stages or Stages(steps=(plan.steps,), keep=(1,))
+    done, forwards = 0, 0
     if C < 2: raise ForgetError('A classification needs two classes or more.')
-    ends = [plan.prefix(m) for m in stages.steps]; err, alive = torch.full((n, C, plan.steps), torch.nan), torch.ones(n, C, dtype=torch.bool)
+    ends = [plan.prefix(m) for m in stages.steps]
+    err, alive = torch.full((n, C, plan.steps), torch.nan), torch.ones(n, C, dtype=torch.bool)
     for i, end in enumerate(ends):
         undecided = alive & (alive.sum(1, keepdim=True) > 1)
         new = evaluate(undecided, range(done, end), f'{i+1}/{len(ends)}')
@@ -321,5 +335,6 @@ def load_scores(
     for k, v in expect.items():
         v = v.model_dump(mode='json') if isinstance(v, Record) else v
         if meta.get(k) != v: raise ForgetError(f'{path} holds scores of another {k}: {meta.get(k)!r}, expected {v!r}. Delete it and classify again.')
-    e = torch.full(t['seen'].shape, torch.nan); e[t['seen']] = t['values']
+    e = torch.full(t['seen'].shape, torch.nan)
+    e[t['seen']] = t['values']
     return Scores(e, t['predictions'], t['alive'], meta['forwards']), meta

@@ -31,7 +31,8 @@ _STEM = {'blu': 'blue', 'gray': 'grey', 'orang': 'orange', 'purpl': 'purple', 'r
 # %% ../../nbs/metrics/05_color.ipynb #c007b
 def color_space(rgb) -> np.ndarray:
     "Oklab with `CHROMA` on a and b, float64 [..., 3], of sRGB in [0, 1] [..., 3]."
-    c = np.asarray(rgb, float); lin = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)
+    c = np.asarray(rgb, float)
+    lin = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)
     lms = np.cbrt(
         lin
         @ np.array(
@@ -63,7 +64,8 @@ def head_terms(name: str) -> list[str]:
 @lru_cache
 def survey() -> tuple[np.ndarray, np.ndarray]:
     "Coordinates [m, 3] and term weights [m, 11] (rows sum to 1) of the survey's names that have a basic head."
-    named = [(to_rgb(v), head_terms(k.removeprefix('xkcd:'))) for k, v in XKCD_COLORS.items()]; named = [(c, t) for c, t in named if t]
+    named = [(to_rgb(v), head_terms(k.removeprefix('xkcd:'))) for k, v in XKCD_COLORS.items()]
+    named = [(c, t) for c, t in named if t]
     return color_space([c for c, _ in named]), np.array([[t.count(k)/len(t) for k in TERMS] for _, t in named])
 
 PROTOTYPES = np.array([to_rgb(XKCD_COLORS[f'xkcd:{t}']) for t in TERMS])   # the survey's colour of each bare term, sRGB in [0, 1]
@@ -79,9 +81,11 @@ def name_colors(
     rgb = numbers(rgb, 'colours')
     if rgb.shape[-1:] != (3,) or not rgb.size or not ((0 <= rgb) & (rgb <= 1)).all():
         raise ForgetError(f'Expected sRGB colours in [0, 1], [m, 3], got shape {list(rgb.shape)}. Divide 8-bit values by 255.')
-    x, (y, w) = color_space(rgb.reshape(-1, 3)), survey(); out = np.empty((len(x), len(TERMS)))
+    x, (y, w) = color_space(rgb.reshape(-1, 3)), survey()
+    out = np.empty((len(x), len(TERMS)))
     for i in range(0, len(x), chunk):
-        a = x[i:i+chunk]; d = (a*a).sum(1)[:, None] + (y*y).sum(1) - 2*a@y.T
+        a = x[i:i+chunk]
+        d = (a*a).sum(1)[:, None] + (y*y).sum(1) - 2*a@y.T
         out[i:i+chunk] = np.exp(-(d - d.min(1, keepdims=True))/(2*bandwidth**2)) @ (w/w.sum(0))
     return out/out.sum(1, keepdims=True)
 
@@ -89,7 +93,8 @@ def name_colors(
 @lru_cache
 def naming_table(bandwidth: float=BANDWIDTH) -> np.ndarray:
     "`name_colors` at the nodes of the grid, [GRID^3, 11]; the red index varies slowest."
-    g = np.linspace(0, 1, GRID); return name_colors(np.stack(np.meshgrid(g, g, g, indexing='ij'), -1), bandwidth)
+    g = np.linspace(0, 1, GRID)
+    return name_colors(np.stack(np.meshgrid(g, g, g, indexing='ij'), -1), bandwidth)
 
 # %% ../../nbs/metrics/05_color.ipynb #c014b
 def name_histogram(
@@ -98,13 +103,19 @@ def name_histogram(
 ) -> np.ndarray:
     "Share of each basic colour term in each image, float64 [n, 11]; rows sum to 1. Every pixel counts the same."
     x, table = check_images(images).cpu().numpy(), naming_table(bandwidth)
-    level = np.arange(256)/255*(GRID-1); node = np.minimum(level.astype(int), GRID-2); frac = level - node
+    level = np.arange(256)/255*(GRID-1)
+    node = np.minimum(level.astype(int), GRID-2)
+    frac = level - node
     out = np.empty((len(x), len(TERMS)))
     for i, image in enumerate(x):                      # image by image: a row cannot depend on its neighbours
-        n, f = node[image.reshape(3, -1)], frac[image.reshape(3, -1)]; at, share = [], []
+        n, f = node[image.reshape(3, -1)], frac[image.reshape(3, -1)]
+        at, share = [], []
         for r, g, b in product((0, 1), repeat=3):      # spread each pixel over the eight nodes around it
-            at.append(((n[0]+r)*GRID + n[1]+g)*GRID + n[2]+b); share.append(abs(1-r-f[0])*abs(1-g-f[1])*abs(1-b-f[2]))
-        mass = np.bincount(np.concatenate(at), np.concatenate(share), GRID**3); k = np.flatnonzero(mass); out[i] = mass[k] @ table[k]
+            at.append(((n[0]+r)*GRID + n[1]+g)*GRID + n[2]+b)
+            share.append(abs(1-r-f[0])*abs(1-g-f[1])*abs(1-b-f[2]))
+        mass = np.bincount(np.concatenate(at), np.concatenate(share), GRID**3)
+        k = np.flatnonzero(mass)
+        out[i] = mass[k] @ table[k]
     return out/out.sum(1, keepdims=True)
 
 # %% ../../nbs/metrics/05_color.ipynb #c019
@@ -130,9 +141,11 @@ def _plans(p, q, chunk: int=500) -> np.ndarray:
     for k in range(0, len(todo), chunk):
         A, rhs, cost, at = [], [], [], []
         for m in todo[k:k+chunk]:
-            i, j = (np.flatnonzero(v[m] > 1e-9*v[m].sum()) for v in (lose, gain)); at.append((m, *np.meshgrid(i, j, indexing='ij')))
+            i, j = (np.flatnonzero(v[m] > 1e-9*v[m].sum()) for v in (lose, gain))
+            at.append((m, *np.meshgrid(i, j, indexing='ij')))
             A.append(np.concatenate([np.kron(np.eye(len(i)), np.ones(len(j))), np.kron(np.ones(len(i)), np.eye(len(j)))]))
-            rhs += [scale*lose[m, i]/lose[m, i].sum(), scale*gain[m, j]/gain[m, j].sum()]; cost.append(GROUND[np.ix_(i, j)].ravel())
+            rhs += [scale*lose[m, i]/lose[m, i].sum(), scale*gain[m, j]/gain[m, j].sum()]
+            cost.append(GROUND[np.ix_(i, j)].ravel())
         r = linprog(np.concatenate(cost), A_eq=block_diag(A, format='csr'), b_eq=np.concatenate(rhs), method='highs')
         if r.x is None: raise ForgetError(f'The transport problem could not be solved ({r.message}). Use distance="tv", and report the histograms.')
         for (m, i, j), x in zip(at, np.split(r.x, np.cumsum([len(c) for c in cost])[:-1])): plan[m, i, j] += x.reshape(i.shape)/scale*lose[m].sum()
@@ -140,7 +153,8 @@ def _plans(p, q, chunk: int=500) -> np.ndarray:
 
 # %% ../../nbs/metrics/05_color.ipynb #c019c
 def _js(p, q):
-    m = (p+q)/2; kl = lambda a: (a*np.log2(np.divide(a, m, out=np.ones_like(m), where=(a > 0) & (m > 0)))).sum(-1)
+    m = (p+q)/2
+    kl = lambda a: (a*np.log2(np.divide(a, m, out=np.ones_like(m), where=(a > 0) & (m > 0)))).sum(-1)
     return np.sqrt(np.maximum(kl(p) + kl(q), 0)/2)
 
 def _emd(p, q): return (_plans(p.reshape(-1, len(TERMS)), q.reshape(-1, len(TERMS)))*GROUND).sum((1, 2)).reshape(p.shape[:-1])
@@ -158,7 +172,8 @@ def cdi(
         raise ForgetError(
             f'Base histograms {list(p.shape)} and adapted histograms {list(q.shape)} do not pair up. Give equally many, or average each set first.'
         ) from None
-    d = DISTANCES[choose(distance, DISTANCES, 'histogram distance')](p, q); return float(d) if d.ndim == 0 else d
+    d = DISTANCES[choose(distance, DISTANCES, 'histogram distance')](p, q)
+    return float(d) if d.ndim == 0 else d
 
 # %% ../../nbs/metrics/05_color.ipynb #c019e
 def transport_plan(h_base, h_adapted) -> pd.DataFrame:
@@ -212,7 +227,8 @@ def cdi_table(
 # %% ../../nbs/metrics/05_color.ipynb #c033
 def asked_color(prompt: str) -> str|None:
     "The basic colour term that a prompt asks for; None if there is none, or more than one."
-    hits = {t for w in re.findall(r'[a-z]+', prompt.lower()) for t in TERMS if _STEM.get(w, w) == t}; return hits.pop() if len(hits) == 1 else None
+    hits = {t for w in re.findall(r'[a-z]+', prompt.lower()) for t in TERMS if _STEM.get(w, w) == t}
+    return hits.pop() if len(hits) == 1 else None
 
 # %% ../../nbs/metrics/05_color.ipynb #c033b
 def asked_table(base: dict, adapted: dict, floor: dict|None=None) -> pd.DataFrame:

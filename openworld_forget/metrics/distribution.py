@@ -27,7 +27,9 @@ def _torchmetrics_kid(x, y, subsets, subset_size, seed):
         warnings.simplefilter('ignore', UserWarning)            # it announces that features are kept in memory
         torch.default_generator.manual_seed(seed)               # it draws its subsets from the global generator
         m = KernelInceptionDistance(torch.nn.Identity(), subsets=subsets, subset_size=subset_size)
-        m.update(torch.from_numpy(x), real=True); m.update(torch.from_numpy(y), real=False); return [v.item() for v in m.compute()]
+        m.update(torch.from_numpy(x), real=True)
+        m.update(torch.from_numpy(y), real=False)
+        return [v.item() for v in m.compute()]
 
 # %% ../../nbs/metrics/07_distribution.ipynb #c006b
 def kid(
@@ -38,7 +40,8 @@ def kid(
     seed: int=0,
 ) -> dict:
     "KID `value` (mean over subsets, may be negative), `std` over subsets (not a standard error), `n`, `subset_size`."
-    x, y = check_features(base, 'base features'), check_features(adapted, 'adapted features'); n = min(len(x), len(y))
+    x, y = check_features(base, 'base features'), check_features(adapted, 'adapted features')
+    n = min(len(x), len(y))
     size = min(50, n//2) if subset_size is None else subset_size
     if x.shape[1] != y.shape[1]:
         raise ForgetError(f'Features of {x.shape[1]} and {y.shape[1]} dimensions come from different judges. Use one judge for both sets.')
@@ -48,7 +51,8 @@ def kid(
             f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images'
             + (' (at least 4).' if subset_size is None else ' or lower it.')
         )
-    v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid')); return dict(value=v, std=s, n=n, subset_size=size)
+    v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid'))
+    return dict(value=v, std=s, n=n, subset_size=size)
 
 # %% ../../nbs/metrics/07_distribution.ipynb #c009
 def pooled(base: dict, adapted: dict, other: dict, k) -> tuple[Estimate, Estimate, Estimate]:

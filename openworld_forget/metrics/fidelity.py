@@ -31,7 +31,8 @@ def image_alignment(generated, references) -> np.ndarray:
 
 def real_ceiling(references) -> float:
     "Mean cosine of the references [m, d] among themselves, off the diagonal; NaN for a single one."
-    r = unit(references, 'reference features'); m = len(r)
+    r = unit(references, 'reference features')
+    m = len(r)
     return float(((r@r.T).sum() - m)/(m*(m-1))) if m > 1 else np.nan
 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c010b
@@ -59,7 +60,8 @@ def look(
     cache=None,              # folder for the features
 ) -> dict:
     "Features `clip` [n, d], `features` [n, k], and with a prompt `text` [d]."
-    x = check_images(images); out = {k: judges[k].embed(x, batch, cache).numpy() for k in ('clip', 'features')}
+    x = check_images(images)
+    out = {k: judges[k].embed(x, batch, cache).numpy() for k in ('clip', 'features')}
     return out if prompt is None else out | dict(text=judges['clip'].embed_text([prompt])[0].numpy())
 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c013b

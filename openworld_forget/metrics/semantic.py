@@ -34,13 +34,17 @@ def _w(w, n):
 
 def accuracy(labels, pred, C: int|None=None, w=None):
     "Share of right answers over all images, percent."
-    labels, pred = checked(C, labels, pred); w = _w(w, len(labels))
+    labels, pred = checked(C, labels, pred)
+    w = _w(w, len(labels))
     return 100*(w @ (pred == labels))/w.sum(-1)
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c006b
 def class_accuracy(labels, pred, C: int, w=None) -> np.ndarray:
     "Accuracy per class [C], percent; NaN for a class without images."
-    labels, pred = checked(C, labels, pred); w = _w(w, len(labels)); one = (labels[:, None] == np.arange(C)).astype(np.float64); n = w @ one
+    labels, pred = checked(C, labels, pred)
+    w = _w(w, len(labels))
+    one = (labels[:, None] == np.arange(C)).astype(np.float64)
+    n = w @ one
     return np.divide(100*((w*(pred == labels)) @ one), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 def mean_class_accuracy(labels, pred, C: int, w=None):
@@ -53,13 +57,17 @@ def class_drop(labels, base, adapted, C: int, w=None) -> np.ndarray:
 
 def flip_rate(a, b, w=None):
     "Share of images whose answer changed, right or wrong, percent; symmetric."
-    a, b = checked(None, a, b); w = _w(w, len(a))
+    a, b = checked(None, a, b)
+    w = _w(w, len(a))
     return 100*(w @ (a != b))/w.sum(-1)
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c006c
 def confusion(labels, pred, C: int) -> np.ndarray:
     "Share [C, C] of a class's images (row) that were given each answer (column), percent; NaN rows for classes without images."
-    labels, pred = checked(C, labels, pred); m = np.zeros((C, C)); np.add.at(m, (labels, pred), 1); n = m.sum(1, keepdims=True)
+    labels, pred = checked(C, labels, pred)
+    m = np.zeros((C, C))
+    np.add.at(m, (labels, pred), 1)
+    n = m.sum(1, keepdims=True)
     return np.divide(100*m, n, out=np.full(m.shape, np.nan), where=n > 0)
 
 class WorstDrop(NamedTuple):
@@ -204,9 +212,14 @@ def floor(labels, base, base_again, C: int) -> dict:
 # %% ../../nbs/metrics/03_semantic.ipynb #c023b
 def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided: bool=False) -> pd.DataFrame:
     "Per class: n images, drop (points), votes lost and gained, p, Holm-adjusted p."
-    C = _count(classes); y, b, a = checked(C, labels, base_pred, adapted_pred); g = clusters(y, groups)
-    net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64); np.add.at(net, g, (b == y).astype(float) - (a == y)); of[g] = y
-    lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0)); p = sign_test(lost, gained, two_sided)
+    C = _count(classes)
+    y, b, a = checked(C, labels, base_pred, adapted_pred)
+    g = clusters(y, groups)
+    net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64)
+    np.add.at(net, g, (b == y).astype(float) - (a == y))
+    of[g] = y
+    lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0))
+    p = sign_test(lost, gained, two_sided)
     return pd.DataFrame(
         {
             'class': list(classes),
@@ -236,7 +249,8 @@ def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.
     out = []
     for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
         if i == j: continue
-        net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j)); came, left = int((net > 0).sum()), int((net < 0).sum())
+        net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j))
+        came, left = int((net > 0).sum()), int((net < 0).sum())
         if came + left:
             out.append(
                 {
@@ -262,7 +276,8 @@ def suspects(
     ties=None,           # [C]: of equal drops, the larger of these first; None: in the order of the classes
 ) -> list[int]:
     "Numbers of at most k classes with the largest positive drops, largest first."
-    d = numbers(drops, 'drops'); t = np.zeros_like(d) if ties is None else numbers(ties, 'ties')
+    d = numbers(drops, 'drops')
+    t = np.zeros_like(d) if ties is None else numbers(ties, 'ties')
     if d.ndim != 1 or not d.size or t.shape != d.shape or not k == k//1 >= 1:
         raise ForgetError(f'Expected the drop of every class, [C], as many ties, and k >= 1, got shapes {list(d.shape)}, {list(t.shape)} and k = {k}.')
     order = np.lexsort((-np.nan_to_num(t), -np.nan_to_num(d, nan=-np.inf)))
@@ -283,7 +298,8 @@ def second_look(
     which = checked(k, which)[0]
     if any(r.shape != which.shape for r in right): raise ForgetError(f'{[len(np.atleast_1d(r)) for r in right]} answers for {len(which)} images.')
     answer = [np.where(r > 0, which, k) for r in right]                    # a wrong answer is "another class", whichever it is
-    t = class_tests(which, [*names, ''], *answer[:2], groups).iloc[:k].copy(); t['p_holm'] = holm(t.p)
+    t = class_tests(which, [*names, ''], *answer[:2], groups).iloc[:k].copy()
+    t['p_holm'] = holm(t.p)
     t['low'], t['high'] = (v[:k] for v in paired_bootstrap(class_drop, which, *answer[:2], groups, C=k + 1))
     t['floor'] = class_drop(which, answer[0], answer[2], k + 1)[:k] if len(answer) > 2 else np.nan
     return t[['class', 'n', 'drop', 'low', 'high', 'floor', 'lost', 'gained', 'p', 'p_holm']]
@@ -382,7 +398,8 @@ def expected_floor(
     n: int=1000, seed: int=0,
 ) -> np.ndarray:                # float64 [n]: simulated worst class drops, percent points
     "The worst class drop of a model that did not drift: what a planned benchmark will show for nothing."
-    choose(kind, ['exchangeable', 'every answer'], 'kind of flips'); q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
+    choose(kind, ['exchangeable', 'every answer'], 'kind of flips')
+    q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
     if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))):
         raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and whole positive counts.')
     truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1))

@@ -57,7 +57,8 @@ def _vector(groups) -> np.ndarray:
 
 def clusters(labels, groups=None) -> np.ndarray:
     "Number of each image's cluster [N]: of its group, or (None) of the image itself; a group with images of two classes is a `ForgetError`."
-    labels = checked(None, labels)[0]; g = np.arange(len(labels)) if groups is None else np.unique(_vector(groups), return_inverse=True)[1]
+    labels = checked(None, labels)[0]
+    g = np.arange(len(labels)) if groups is None else np.unique(_vector(groups), return_inverse=True)[1]
     if len(g) != len(labels): raise ForgetError(f'{len(g)} groups for {len(labels)} images: give one group per image.')
     if len(np.unique(np.stack([g, labels]), axis=1).T) > len(np.unique(g)):
         raise ForgetError('A group holds images of two classes. Groups are clusters within a class (one drawing): name them class/drawing.')
@@ -180,7 +181,8 @@ def holm(p) -> np.ndarray:
     p = numbers(p, 'p values')
     if p.ndim != 1 or not p.size or not ((0 <= p) & (p <= 1)).all(): raise ForgetError('Expected a list of p values between 0 and 1.')
     o, out = p.argsort(kind='stable'), np.empty(len(p))
-    out[o] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p)))*p[o]), 1); return out
+    out[o] = np.minimum(np.maximum.accumulate((len(p) - np.arange(len(p)))*p[o]), 1)
+    return out
 
 def sign_test(lost, gained, two_sided: bool=False) -> np.ndarray:
     "Exact McNemar (sign) test: P(at least `lost` of lost + gained fair coins); one-sided for a drop unless `two_sided`."

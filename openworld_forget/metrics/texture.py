@@ -18,12 +18,14 @@ LUMA = (.2126, .7152, .0722)     # Rec. 709
 def band_energy(images: torch.Tensor) -> np.ndarray:
     """Luminance energy per octave in dB, float64 [n, K], of images as in `check_images`; octaves from 1 cycle per image up to the finest, K =
     floor(log2(shorter edge)) - 1."""
-    x = check_images(images).double()/255; h, w = x.shape[-2:]
+    x = check_images(images).double()/255
+    h, w = x.shape[-2:]
     if min(h, w) < 8: raise ForgetError(f'Texture needs images of 8 x 8 pixels or more, got {h} x {w}.')
     y = torch.einsum('nchw,c->nhw', x, torch.tensor(LUMA, dtype=torch.float64))
     win = torch.hann_window(h, False, dtype=torch.float64)[:, None]*torch.hann_window(w, False, dtype=torch.float64)
     # sums to the windowed variance
-    y = y - (y*win).sum((1, 2), keepdim=True)/win.sum(); p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)
+    y = y - (y*win).sum((1, 2), keepdim=True)/win.sum()
+    p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)
     r = (torch.fft.fftfreq(h)[:, None]*h).square() + (torch.fft.fftfreq(w)*w).square()
     top = int(np.log2(min(h, w)//2)) - 1
     k = (r.clamp_min(1e-9).log2()/2).floor().clamp(max=top)

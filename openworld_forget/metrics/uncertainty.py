@@ -169,11 +169,14 @@ def rows(
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/metrics/01_uncertainty.ipynb #c013
-def equal(n: int) -> np.ndarray: "Equal weights [1, n]: the value itself, without a draw."; return np.full((1, n), 1/n)
+def equal(n: int) -> np.ndarray:
+    "Equal weights [1, n]: the value itself, without a draw."
+    return np.full((1, n), 1/n)
 
 def pair_mean(W, K):
     "Weighted mean of K over pairs i != j, for each row of W; NaN where a draw holds one image only."
-    w = 1 - (W*W).sum(1); return np.divide(((W@K)*W).sum(1) - (W*W)@np.diag(K), w, out=np.full(len(W), np.nan), where=w > 1e-9)
+    w = 1 - (W*W).sum(1)
+    return np.divide(((W@K)*W).sum(1) - (W*W)@np.diag(K), w, out=np.full(len(W), np.nan), where=w > 1e-9)
 
 def mean_shift2(change, W=None):
     "Unbiased squared length of the mean of changes [n, k] of paired images, n >= 2; with weights [draws, n] one per draw."
@@ -182,7 +185,8 @@ def mean_shift2(change, W=None):
         raise ForgetError(
             f'Expected finite changes [n >= 2, k] of paired images, got {list(d.shape)}. Generate at least two images per prompt, with the same seeds.'
         )
-    v = pair_mean(equal(len(d)) if W is None else W, d@d.T); return float(v[0]) if W is None else v
+    v = pair_mean(equal(len(d)) if W is None else W, d@d.T)
+    return float(v[0]) if W is None else v
 
 # %% ../../nbs/metrics/01_uncertainty.ipynb #c017
 def check_sets(base: dict, adapted: dict, floor: dict|None=None, paired: bool=True):

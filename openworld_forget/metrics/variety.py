@@ -14,16 +14,24 @@ from .uncertainty import check_sets, equal, leave_out, pair_mean, rows
 # %% ../../nbs/metrics/08_variety.ipynb #c007
 def diversity(f, W=None):
     "Mean pairwise cosine distance of features [n, d] within a set; with weights [draws, n] one per draw."
-    u = unit(f); W_ = equal(len(u)) if W is None else W
+    u = unit(f)
+    W_ = equal(len(u)) if W is None else W
     if len(u) < 2: raise ForgetError('Diversity is a mean over pairs: one image has none. Generate at least two per prompt.')
-    d = np.maximum(1 - pair_mean(W_, u@u.T), 0); return float(d[0]) if W is None else d
+    d = np.maximum(1 - pair_mean(W_, u@u.T), 0)
+    return float(d[0]) if W is None else d
 
 def vendi(f, W=None, chunk: int=128):
     "Vendi score of features [n, d] under the cosine kernel, 1 ... n; with weights [draws, n] one per draw."
-    u = unit(f); W_ = equal(len(u)) if W is None else W; K = u@u.T; out = []
+    u = unit(f)
+    W_ = equal(len(u)) if W is None else W
+    K = u@u.T
+    out = []
     for i in range(0, len(W_), chunk):
-        s = np.sqrt(W_[i:i+chunk]); l = np.linalg.eigvalsh(s[:, :, None]*K*s[:, None, :]).clip(1e-300); out.append(np.exp(-(l*np.log(l)).sum(-1)))
-    v = np.concatenate(out); return float(v[0]) if W is None else v
+        s = np.sqrt(W_[i:i+chunk])
+        l = np.linalg.eigvalsh(s[:, :, None]*K*s[:, None, :]).clip(1e-300)
+        out.append(np.exp(-(l*np.log(l)).sum(-1)))
+    v = np.concatenate(out)
+    return float(v[0]) if W is None else v
 
 # %% ../../nbs/metrics/08_variety.ipynb #c007b
 def paired_distance(f_base, f_adapted) -> np.ndarray:
@@ -64,10 +72,13 @@ def lpips_distances(
         raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
     if len({tuple(x.shape[1:]) for x in sets}) > 1:
         raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. Generate at one resolution.')
-    x, n = torch.cat(sets), len(sets[0]); f = judge.embed(x)
+    x, n = torch.cat(sets), len(sets[0])
+    f = judge.embed(x)
     g = sum((c.double()@c.double().T for c in f.split(2**18, 1))).numpy()               # in pieces: at 512 pixels a row has millions of entries
-    d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0); which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy()
-    d[which[:, None] == which] = 0; return d.reshape(len(sets), n, len(sets), n)
+    d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0)
+    which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy()
+    d[which[:, None] == which] = 0
+    return d.reshape(len(sets), n, len(sets), n)
 
 # %% ../../nbs/metrics/08_variety.ipynb #c018b
 def lpips_table(

@@ -22,8 +22,10 @@ from .images import BENCHMARKS, COLORS, caption, concepts, pool, splits
 def measure_vae(world: World, seed=0) -> dict:
     "PSNR (dB) of reconstructed held-out designs."
     from openworld_forget.mini.vae import psnr
-    im, _ = pool(splits()['heldout'], 1, seed, 'vae test'); x = im.float()/255
-    p = psnr(2*x - 1, 2*world.decode(world.encode(x)) - 1); return dict(psnr=p.mean().item(), sd=p.std().item(), low=p.quantile(.05).item(), n=len(p))
+    im, _ = pool(splits()['heldout'], 1, seed, 'vae test')
+    x = im.float()/255
+    p = psnr(2*x - 1, 2*world.decode(world.encode(x)) - 1)
+    return dict(psnr=p.mean().item(), sd=p.std().item(), low=p.quantile(.05).item(), n=len(p))
 
 def measure_accuracy(world: World, split: str, per_class=10, stages=(4, 20), seed=0) -> dict[str, dict]:
     "Diffusion Classifier accuracy per benchmark."
@@ -43,14 +45,18 @@ def measure_accuracy(world: World, split: str, per_class=10, stages=(4, 20), see
 
 def measure_prompts(world: World, judge, things=20, seed=0) -> dict:
     "Does a generated image show the background that its prompt names (judged among eleven), and its concept (top three of its benchmark)?"
-    g = rng(seed, 'card'); names = list(concepts()); picks = [names[i] for i in g.permutation(len(names))[:things]]
+    g = rng(seed, 'card')
+    names = list(concepts())
+    picks = [names[i] for i in g.permutation(len(names))[:things]]
     asked = [(c, col) for c in picks for col in COLORS]
     im = generate(world, [caption(c, color=col) for c, col in asked], list(range(len(asked))), desc='colours')
     u = judge.embed(im)
     text = {c: judge.embed_text([caption(c, color=k) for k in COLORS]) for c in picks}
     hit = sum(int((u[i]@text[c].T).argmax()) == list(COLORS).index(col) for i, (c, col) in enumerate(asked))
-    flat = [(b, c) for b, cs in BENCHMARKS.items() for c in cs]; flat = [flat[i] for i in np.resize(g.permutation(len(flat)), 200)]
-    im2 = generate(world, [caption(c) for _, c in flat], [1000+i for i in range(len(flat))], desc='concepts'); v = judge.embed(im2)
+    flat = [(b, c) for b, cs in BENCHMARKS.items() for c in cs]
+    flat = [flat[i] for i in np.resize(g.permutation(len(flat)), 200)]
+    im2 = generate(world, [caption(c) for _, c in flat], [1000+i for i in range(len(flat))], desc='concepts')
+    v = judge.embed(im2)
     text = {b: judge.embed_text([caption(c) for c in cs]) for b, cs in BENCHMARKS.items()}
     top = [(v[i]@text[b].T).topk(3).indices.tolist() for i, (b, c) in enumerate(flat)]
     rank = lambda k: sum(BENCHMARKS[b].index(c) in t[:k] for (b, c), t in zip(flat, top))
@@ -70,7 +76,8 @@ def card(m: dict) -> str:
     "The card's text from the measurements."
     acc = lambda s: sum(v['value'] for v in m[s].values())/len(m[s])
     row = lambda b: f"| {b} | {m['known'][b]['classes']} | {100/m['known'][b]['classes']:.1f} | " + ' | '.join(f"{m[s][b]['value']:.1f} [{m[s][b]['low']:.1f}, {m[s][b]['high']:.1f}] (n={m[s][b]['n']})" for s in ('known', 'heldout')) + ' |'
-    p = m['prompts']; f = lambda q: f'{q[0]:.1f} % [{q[1]:.1f}, {q[2]:.1f}] (n={q[3]})'
+    p = m['prompts']
+    f = lambda q: f'{q[0]:.1f} % [{q[1]:.1f}, {q[2]:.1f}] (n={q[3]})'
     return f"""# The mini world: model card
 
 Two sets of weights, both trained by the notebooks in `nbs/mini` and by nothing else:
@@ -115,8 +122,15 @@ def main():
     from openworld_forget.mini.clip import CLIP_RECIPE
     from openworld_forget.mini.denoiser import DENOISER_RECIPE
     from openworld_forget.mini.vae import VAE_RECIPE
-    w, j, stages = load_world('mini', 'cpu'), clip_judge('weights/mini-clip'), (4, 20); short = lambda r: f'{r.steps} steps of {r.batch}, AdamW {r.lr:g}'
-    s = splits(); m = dict(seed=0, stages=stages, train=len(s['train']), heldout_drawings=len(s['heldout']), concepts=len(concepts()), recipes=dict(vae=short(VAE_RECIPE), denoiser=short(DENOISER_RECIPE), clip=short(CLIP_RECIPE)), vae=measure_vae(w))
-    for split in ('known', 'heldout'): m[split] = measure_accuracy(w, split, stages=stages); print(split, {k: round(v['value'], 1) for k, v in m[split].items()}, flush=True)
-    m['prompts'] = measure_prompts(w, j); Image.fromarray(contact_sheet(w).numpy()).resize((12*96, 4*96), Image.NEAREST).save(root()/'weights/contact.png')
-    write_json(root()/'weights/card.json', m); write_text(root()/'weights/README.md', card(m)); print(card(m))
+    w, j, stages = load_world('mini', 'cpu'), clip_judge('weights/mini-clip'), (4, 20)
+    short = lambda r: f'{r.steps} steps of {r.batch}, AdamW {r.lr:g}'
+    s = splits()
+    m = dict(seed=0, stages=stages, train=len(s['train']), heldout_drawings=len(s['heldout']), concepts=len(concepts()), recipes=dict(vae=short(VAE_RECIPE), denoiser=short(DENOISER_RECIPE), clip=short(CLIP_RECIPE)), vae=measure_vae(w))
+    for split in ('known', 'heldout'):
+        m[split] = measure_accuracy(w, split, stages=stages)
+        print(split, {k: round(v['value'], 1) for k, v in m[split].items()}, flush=True)
+    m['prompts'] = measure_prompts(w, j)
+    Image.fromarray(contact_sheet(w).numpy()).resize((12*96, 4*96), Image.NEAREST).save(root()/'weights/contact.png')
+    write_json(root()/'weights/card.json', m)
+    write_text(root()/'weights/README.md', card(m))
+    print(card(m))

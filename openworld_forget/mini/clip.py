@@ -47,13 +47,15 @@ def new_clip(vocab_size: int, width=192, layers=(6, 3), patch=8, seed=1) -> CLIP
 
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
     "Images [n, 3, 64, 64], float in [0, 1] or uint8, normalized as CLIP wants them."
-    x = x if x.is_floating_point() else x.float()/255; f = lambda v: torch.tensor(v, device=x.device).view(3, 1, 1)
+    x = x if x.is_floating_point() else x.float()/255
+    f = lambda v: torch.tensor(v, device=x.device).view(3, 1, 1)
     return (x - f(MEAN))/f(STD)
 
 # %% ../../nbs/mini/03_clip.ipynb #c006
 def contrastive(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     "Symmetric InfoNCE of unit embeddings [n, d]; `same` [n, n] marks the true pairs."
-    s = scale*u@v.T; hit = s.masked_fill(~same, float('-inf'))
+    s = scale*u@v.T
+    hit = s.masked_fill(~same, float('-inf'))
     return .5*((s.logsumexp(1) - hit.logsumexp(1)).mean() + (s.logsumexp(0) - hit.logsumexp(0)).mean())
 
 # %% ../../nbs/mini/03_clip.ipynb #c008
@@ -90,7 +92,8 @@ def zero_shot(model: CLIPModel, images: torch.Tensor, captions: list[str]) -> to
 CLIP_RECIPE = Recipe(steps=9000, lr=4e-4, batch=512, warmup=500, flat=.2, weight_decay=.05, beta2=.98, ema=.999)
 def save_clip(model: CLIPModel, folder: Path):
     "Write model (fp16), tokenizer and pixel statistics as a transformers folder."
-    model.half().save_pretrained(folder); new_tokenizer().save_pretrained(folder)
+    model.half().save_pretrained(folder)
+    new_tokenizer().save_pretrained(folder)
     write_json(
         folder / 'preprocessor_config.json',
         dict(
@@ -108,7 +111,8 @@ def save_clip(model: CLIPModel, folder: Path):
 
 def judge_accuracy(model: CLIPModel, variants=2) -> dict[str, tuple]:
     "Top-1 and top-3 percentage among a benchmark's classes on held-out designs, and n."
-    x, f = pool([i for i in splits()['heldout'] if any(i[0] in c for c in BENCHMARKS.values())], variants, stage='clip test'); out = {}
+    x, f = pool([i for i in splits()['heldout'] if any(i[0] in c for c in BENCHMARKS.values())], variants, stage='clip test')
+    out = {}
     for b, cls in BENCHMARKS.items():
         k = [i for i, q in enumerate(f) if q['concept'] in cls]
         s = zero_shot(model, x[k], [caption(c) for c in cls])
@@ -126,4 +130,5 @@ def main(until=None, device=None):
         splits()['train'], CLIP_RECIPE, outputs() / 'cache/mini/clip.ckpt.safetensors', until, every=1000, device=device or default_device()
     )
     model.cpu()
-    print(judge_accuracy(model)); save_clip(model, root()/'weights/mini-clip')
+    print(judge_accuracy(model))
+    save_clip(model, root()/'weights/mini-clip')

@@ -21,8 +21,12 @@ from .text import RARE, words
 
 # %% ../../nbs/mini/05_data.ipynb #c005
 RENDER = 64
-def splits() -> list[str]: "`known`: training drawings in unseen placements; `heldout`: designs that training never saw."; return ['known', 'heldout']
-def benchmarks() -> list[str]: "The seven benchmarks."; return list(BENCHMARKS)
+def splits() -> list[str]:
+    "`known`: training drawings in unseen placements; `heldout`: designs that training never saw."
+    return ['known', 'heldout']
+def benchmarks() -> list[str]:
+    "The seven benchmarks."
+    return list(BENCHMARKS)
 def subjects() -> list[str]:
     "The ten customization subjects, and yours: folders in `$OWF_DATA/subjects` (`data/subjects`)."
     return [*SUBJECTS, *(n for n in (own_subjects() if (data_root()/"subjects").is_dir() else []) if n not in SUBJECTS)]
@@ -63,13 +67,20 @@ def _check(size):
 
 def benchmark(name: str, split: str, size: int=RENDER, per_class: int|None=None, seed: int=0) -> Benchmark:
     "`per_class` (default 10) test images of every class, cycling through its drawings; background, placement and jitter are drawn anew."
-    _check(size); classes = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]; k = per_class or 10
+    _check(size)
+    classes = BENCHMARKS[choose(name, BENCHMARKS, 'benchmark')]
+    k = per_class or 10
     check_per_class(per_class)
-    pick = image_splits()['train' if choose(split, splits(), 'split') == 'known' else 'heldout']; shown, keys, labels, groups, n = [], [], [], [], 0
+    pick = image_splits()['train' if choose(split, splits(), 'split') == 'known' else 'heldout']
+    shown, keys, labels, groups, n = [], [], [], [], 0
     for c, cls in enumerate(classes):
-        items = [i for i in pick if i[0] == cls]; items = [items[j] for j in rng(seed, 'order', cls, split).permutation(len(items))]
+        items = [i for i in pick if i[0] == cls]
+        items = [items[j] for j in rng(seed, 'order', cls, split).permutation(len(items))]
         for j in range(k):
-            shown.append(items[j % len(items)]); keys.append((split, cls, j)); labels.append(c); groups.append(n + j % len(items))
+            shown.append(items[j % len(items)])
+            keys.append((split, cls, j))
+            labels.append(c)
+            groups.append(n + j % len(items))
         n += len(items)
     return Benchmark(name, split, classes, compositions(shown, seed, 'test image', keys)[0], torch.tensor(labels), torch.tensor(groups), TEMPLATE)
 
@@ -81,14 +92,16 @@ def subject(name: str, size: int=RENDER, token: str='sks') -> Subject:
         check_word(own.class_word, str(data_root()/'subjects'/name/'class.txt'))
         return own
     _check_own_name(name)
-    word, items = SUBJECTS[name]; n = max(4, len(items))
+    word, items = SUBJECTS[name]
+    n = max(4, len(items))
     colors = rng(0, 'subject colors', name).permutation(list(COLORS))
     ims, _ = compositions([items[i % len(items)] for i in range(n)], 0, 'subject', [(name, i) for i in range(n)], [str(c) for c in colors[:n]])
     return Subject(name, word, ims, token, TEMPLATE)
 
 def unrelated_prompts() -> list[str]:
     "Twenty-eight prompts on four classes of every benchmark: seven each bare, in a style, on a coloured background, and both."
-    picks = [cls[i] for i in (0, 5, 10, 14) for cls in BENCHMARKS.values()]; st, co = list(STYLES.values()), list(COLORS)
+    picks = [cls[i] for i in (0, 5, 10, 14) for cls in BENCHMARKS.values()]
+    st, co = list(STYLES.values()), list(COLORS)
     return [caption(c, st[i % len(st)] if i % 4 in (1, 3) else None, co[i % len(co)] if i % 4 in (2, 3) else None) for i, c in enumerate(picks)]
 
 def color_prompts(thing: str='balloon') -> list[str]:

@@ -72,9 +72,14 @@ def train_denoiser(
         recipe.batch,
     )
     def loss(step):
-        g = generator(seed, 'denoiser', step, device=device); x, *facts = pictures(n, g)
-        z = latents_of(2*x - 1, pc); t = torch.randint(len(bar), (n,), generator=g, device=device); a = bar[t]; k = a.view(-1, 1, 1, 1)
-        e = torch.randn(z.shape, generator=g, device=device); c = text(table[draw_caption(*facts, torch.rand(n, generator=g, device=device))])[0]
+        g = generator(seed, 'denoiser', step, device=device)
+        x, *facts = pictures(n, g)
+        z = latents_of(2*x - 1, pc)
+        t = torch.randint(len(bar), (n,), generator=g, device=device)
+        a = bar[t]
+        k = a.view(-1, 1, 1, 1)
+        e = torch.randn(z.shape, generator=g, device=device)
+        c = text(table[draw_caption(*facts, torch.rand(n, generator=g, device=device))])[0]
         out = unet((k.sqrt()*z + (1-k).sqrt()*e).contiguous(memory_format=torch.channels_last), t, c).sample
         return {'noise': (min_snr(a)*(out.float() - e).pow(2).mean((1, 2, 3))).mean()}
     params = {f'unet.{k}': p for k, p in unet.named_parameters()} | {f'text.{k}': p for k, p in text.named_parameters()}
@@ -107,5 +112,7 @@ def main(until=None, device=None):
         device=device or default_device(),
     )
     vae = AutoencoderKL.from_pretrained(outputs()/'cache/mini/vae').eval().requires_grad_(False)
-    w = World(spec_of('mini'), new_tokenizer(), text, vae, unet, sd_schedule()); folder = root()/'weights/mini'
-    shutil.rmtree(folder, ignore_errors=True); save_world(w.but(text_encoder=text.half(), vae=vae.half(), unet=unet.half()), folder)
+    w = World(spec_of('mini'), new_tokenizer(), text, vae, unet, sd_schedule())
+    folder = root()/'weights/mini'
+    shutil.rmtree(folder, ignore_errors=True)
+    save_world(w.but(text_encoder=text.half(), vae=vae.half(), unet=unet.half()), folder)

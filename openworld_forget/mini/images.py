@@ -209,7 +209,8 @@ def available(row: dict) -> list[str]:
 @lru_cache
 def concepts(minimum: int=8, filler: int=10) -> dict[str, dict]:
     "The world's concepts (name -> row): benchmark classes and subjects' classes with at least `minimum` renderings, then every other concept with `filler`."
-    rows = {r['name']: r for r in matrix()}; bench = [c for b in BENCHMARKS.values() for c in b]
+    rows = {r['name']: r for r in matrix()}
+    bench = [c for b in BENCHMARKS.values() for c in b]
     subjects = set(CAT_MOODS + MONKEYS)
     words = {w for w, _ in SUBJECTS.values()}
     rest = [n for n, r in rows.items() if len(available(r)) >= (minimum if n in words else filler) and n not in bench and n not in subjects
@@ -235,7 +236,8 @@ def splits(seed: int=0) -> dict[str, list[tuple[str, str]]]:
     out = {'train': [], 'heldout': [], 'subject': sorted(subject_drawings())}
     for name, row in concepts().items():
         have = [r for r in available(row) if (name, r) not in subject_drawings()]
-        ds = sorted({design(r) for r in have}); held = set(rng(seed, 'heldout designs', name).permutation(ds)[:2])
+        ds = sorted({design(r) for r in have})
+        held = set(rng(seed, 'heldout designs', name).permutation(ds)[:2])
         for r in have: out['heldout' if design(r) in held else 'train'].append((name, r))
     return out
 
@@ -248,7 +250,8 @@ def _icons(rendering: str) -> dict:
 
 def svg(rendering: str, icon: str) -> str:
     "The SVG document of one icon."
-    d = _icons(rendering); i = d['icons'].get(icon) or d['icons'][d['aliases'][icon]['parent']]
+    d = _icons(rendering)
+    i = d['icons'].get(icon) or d['icons'][d['aliases'][icon]['parent']]
     w, h = i.get('width', d.get('width', 16)), i.get('height', d.get('height', 16))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{i.get("left", 0)} {i.get("top", 0)} {w} {h}" '
             f'width="{SIDE * w / max(w, h)}" height="{SIDE * h / max(w, h)}">{i["body"]}</svg>')
@@ -264,7 +267,8 @@ def draw(name: str, rendering: str) -> np.ndarray:
         raw = resvg_py.svg_to_bytes(svg_string=svg(rendering, row[rendering]))
         im = Image.open(io.BytesIO(bytes(raw) if not isinstance(raw, str) else base64.b64decode(raw))).convert('RGBA')
     im.thumbnail((SIDE, SIDE), Image.LANCZOS) if max(im.size) > SIDE else None
-    out = Image.new('RGBA', (SIDE, SIDE)); out.paste(im, ((SIDE-im.width)//2, (SIDE-im.height)//2))
+    out = Image.new('RGBA', (SIDE, SIDE))
+    out.paste(im, ((SIDE-im.width)//2, (SIDE-im.height)//2))
     return np.array(out)
 
 # %% ../../nbs/mini/00_images.ipynb #c0d2draw
@@ -310,11 +314,13 @@ def draw_once(items, f: Path) -> np.ndarray:
 
 @lru_cache
 def _library(f: Path) -> tuple[np.ndarray, dict]:
-    items = sum(splits().values(), []); return draw_once(items, f), {i: k for k, i in enumerate(items)}
+    items = sum(splits().values(), [])
+    return draw_once(items, f), {i: k for k, i in enumerate(items)}
 
 def drawings(items) -> torch.Tensor:
     "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and kept in `shared_cache()`."
-    a, where = _library(_drawings_file(sum(splits().values(), []))); items = [tuple(i) for i in items]
+    a, where = _library(_drawings_file(sum(splits().values(), [])))
+    items = [tuple(i) for i in items]
     return torch.from_numpy(np.stack([a[where[i]] if i in where else draw(*i) for i in items]))
 
 # %% ../../nbs/mini/00_images.ipynb #c023
@@ -328,7 +334,8 @@ def place(
     stretch: float=0.,      # largest relative change of width against height
 ) -> dict[str, torch.Tensor]:   # color [n], background [n, 3] and gain [n, 3] (of 255 and 1), affine [n, 2, 3]
     "Circumstances of n compositions."
-    u, z = torch.rand(n, 7, generator=g, device=g.device), torch.randn(n, 7, generator=g, device=g.device); terms = list(COLORS)
+    u, z = torch.rand(n, 7, generator=g, device=g.device), torch.randn(n, 7, generator=g, device=g.device)
+    terms = list(COLORS)
     if isinstance(color, str): color = torch.full((n,), terms.index(color), device=g.device)
     if color is None: color = torch.tensor([*range(11), *[terms.index('white')]*3], device=g.device)[(14*u[:, 0]).long()]
     rgb = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=g.device)[color]
@@ -336,17 +343,21 @@ def place(
     s = (scale[0] + (scale[1] - scale[0]) * u[:, 1])[:, None] * torch.stack(
         [torch.exp(stretch * (u[:, 6] - 0.5)), torch.exp(-stretch * (u[:, 6] - 0.5))], 1
     ).clamp(max=1 / scale[1])
-    a = torch.deg2rad(turn*(2*u[:, 2] - 1)); c = (1-s)*(2*u[:, 3:5] - 1); cos, sin, m = a.cos(), a.sin(), 1 - 2*(u[:, 5] < .5).float()
+    a = torch.deg2rad(turn*(2*u[:, 2] - 1))
+    c = (1-s)*(2*u[:, 3:5] - 1)
+    cos, sin, m = a.cos(), a.sin(), 1 - 2*(u[:, 5] < .5).float()
     # mirror after turn, each output axis divided by its size
     A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :]
     return dict(color=color, background=bg, gain=(1 + jitter*z[:, 4:7]).clamp(.8, 1.2), affine=torch.cat([A, -A@c[..., None]], 2))
 
 def compose(rgba: torch.Tensor, p: dict[str, torch.Tensor], size: int=64) -> torch.Tensor:
     "Drawings uint8 [n, 128, 128, 4] on their backgrounds: float [n, 3, size, size] in [0, 1]."
-    x = rgba.permute(0, 3, 1, 2).float()/255; alpha = x[:, 3:]
+    x = rgba.permute(0, 3, 1, 2).float()/255
+    alpha = x[:, 3:]
     x = torch.cat([x[:, :3]*alpha*p['gain'][:, :, None, None], alpha], 1)       # premultiplied: transparent pixels have no colour to bleed
     x = F.grid_sample(x, F.affine_grid(p['affine'], (len(x), 4, 2*size, 2*size), align_corners=False), align_corners=False)
-    x = F.avg_pool2d(x, 2); return (x[:, :3] + (1 - x[:, 3:])*p['background'][:, :, None, None]/255).clamp(0, 1)
+    x = F.avg_pool2d(x, 2)
+    return (x[:, :3] + (1 - x[:, 3:])*p['background'][:, :, None, None]/255).clamp(0, 1)
 
 def to_bytes(x: torch.Tensor) -> torch.Tensor:
     "Float images in [0, 1] as uint8."
@@ -354,7 +365,8 @@ def to_bytes(x: torch.Tensor) -> torch.Tensor:
 
 def compositions(items, seed: int, stage: str, keys, color=None) -> tuple[torch.Tensor, list[str]]:
     "uint8 [n, 3, 64, 64] and background terms; every picture has its own generator, from (seed, stage, key), so it does not depend on its neighbours."
-    terms = list(COLORS); d = drawings(items)
+    terms = list(COLORS)
+    d = drawings(items)
     ps = [place(1, generator(seed, stage, *k), color=None if color is None else color[i]) for i, k in enumerate(keys)]
     p = {k: torch.cat([q[k] for q in ps]) for k in ps[0]}
     return torch.cat([to_bytes(compose(d[i : i + 256], {k: v[i : i + 256] for k, v in p.items()})) for i in range(0, len(d), 256)]), [
@@ -363,13 +375,16 @@ def compositions(items, seed: int, stage: str, keys, color=None) -> tuple[torch.
 
 def pool(items, variants: int, seed: int=0, stage: str='pool') -> tuple[torch.Tensor, list[dict]]:
     "Several compositions of each drawing: uint8 [n*variants, 3, 64, 64] and their facts (concept, rendering, style, color)."
-    many = [(n, r, v) for n, r in items for v in range(variants)]; im, colors = compositions([m[:2] for m in many], seed, stage, many)
+    many = [(n, r, v) for n, r in items for v in range(variants)]
+    im, colors = compositions([m[:2] for m in many], seed, stage, many)
     return im, [dict(concept=n, rendering=r, style=STYLES[r], color=c) for (n, r, _), c in zip(many, colors)]
 
 # %% ../../nbs/mini/00_images.ipynb #c028
 def sampling(items, boost: float=2.) -> torch.Tensor:
     "Cumulative sampling probabilities [n] of (concept, rendering) pairs; benchmark classes `boost` times as often as other concepts."
-    bench = {c for b in BENCHMARKS.values() for c in b}; names = [n for n, _ in items]; count = {n: names.count(n) for n in set(names)}
+    bench = {c for b in BENCHMARKS.values() for c in b}
+    names = [n for n, _ in items]
+    count = {n: names.count(n) for n in set(names)}
     w = torch.tensor([(boost if n in bench else 1.)/count[n] for n in names], dtype=torch.float64).cumsum(0)
     return w/w[-1]
 
@@ -381,9 +396,11 @@ def facts_of(items) -> tuple[torch.Tensor, torch.Tensor]:
 def composer(items, device='cpu', **how):
     """A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new compositions of (concept,
     rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."""
-    d, cum = drawings(items).to(device), sampling(items).to(device); concept, style = (v.to(device) for v in facts_of(items))
+    d, cum = drawings(items).to(device), sampling(items).to(device)
+    concept, style = (v.to(device) for v in facts_of(items))
     def draw_batch(n: int, g: torch.Generator):
-        i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1); p = place(n, g, **how)
+        i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1)
+        p = place(n, g, **how)
         return compose(d[i], p), concept[i], style[i], p['color']
     return draw_batch
 

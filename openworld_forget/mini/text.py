@@ -31,7 +31,9 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
     them by hash, so differently in every process)."""
     parts, merges = [[*w[:-1], w[-1]+'</w>'] for w in words], []
     while any(len(p) > 1 for p in parts):
-        pairs = Counter(pair for p in parts for pair in zip(p, p[1:])); best = min(pairs, key=lambda k: (-pairs[k], k)); merges.append(best)
+        pairs = Counter(pair for p in parts for pair in zip(p, p[1:]))
+        best = min(pairs, key=lambda k: (-pairs[k], k))
+        merges.append(best)
         for n, p in enumerate(parts):
             i = 0
             while i < len(p)-1:

@@ -30,10 +30,15 @@ def blocks(x: torch.Tensor) -> torch.Tensor:
 
 def principal(images: torch.Tensor, temper: float=.5) -> dict[str, torch.Tensor]:
     "Block mean [192], transform [16, 192] and standard deviations [16] of the latents, from uint8 images."
-    b = blocks(to_float(images)).flatten(0, 2).double(); m = b.mean(0); val, vec = torch.linalg.eigh((b-m).T@(b-m)/len(b))
+    b = blocks(to_float(images)).flatten(0, 2).double()
+    m = b.mean(0)
+    val, vec = torch.linalg.eigh((b-m).T@(b-m)/len(b))
     # a sign that does not depend on the library
-    vec = vec[:, -LATENT:].flip(1); vec = vec*vec[vec.abs().argmax(0), torch.arange(LATENT)].sign()
-    val = val[-LATENT:].flip(0); sd = val**(temper/2); sd = sd/sd.pow(2).mean().sqrt()
+    vec = vec[:, -LATENT:].flip(1)
+    vec = vec*vec[vec.abs().argmax(0), torch.arange(LATENT)].sign()
+    val = val[-LATENT:].flip(0)
+    sd = val**(temper/2)
+    sd = sd/sd.pow(2).mean().sqrt()
     return dict(mean=m.float(), transform=(vec*sd/val.sqrt()).T.float().contiguous(), sd=sd.float())
 
 def latents_of(x: torch.Tensor, pc: dict) -> torch.Tensor:
@@ -69,7 +74,9 @@ def new_vae(seed=0) -> AutoencoderKL:
     return vae.requires_grad_(False)
 
 def _set(conv, weight, bias=None):
-    conv.weight.zero_(); conv.bias.zero_(); o, i = weight.shape[:2]
+    conv.weight.zero_()
+    conv.bias.zero_()
+    o, i = weight.shape[:2]
     if weight.ndim == 2: conv.weight[:o, :i, conv.weight.shape[2]//2, conv.weight.shape[3]//2] = weight
     else: conv.weight[:o, :i, :weight.shape[2], :weight.shape[3]] = weight
     if bias is not None: conv.bias[:len(bias)] = bias
@@ -79,7 +86,8 @@ def _pairs(w): return torch.stack([w, -w], 1).flatten(0, 1)
 @torch.no_grad()
 def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
     "Set the encoder to the transform, in place."
-    e, d = vae.encoder, vae.encoder.down_blocks; W = pc['transform'].view(LATENT, 3, 8, 8)
+    e, d = vae.encoder, vae.encoder.down_blocks
+    W = pc['transform'].view(LATENT, 3, 8, 8)
     _set(e.conv_in, torch.eye(3))
     s2d = torch.zeros(12, 3, 2, 2)                                              # 2 x 2 pixels to 12 channels (c, a, b)
     for c in range(3):
@@ -98,24 +106,35 @@ def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
     for a in (0, 1):
         for b in (0, 1): last[:, :, a, b] = W[:, :, 4*a:4*a+4, 4*b:4*b+4].flatten(1)@V.T
     _set(d[2].downsamplers[0].conv, last, -pc['transform']@pc['mean'])
-    n = 2*LATENT; _set(d[3].resnets[0].conv_shortcut, _pairs(torch.eye(LATENT)), torch.cat([torch.zeros(n), torch.tensor([K, -K])]))
-    e.conv_norm_out.weight.fill_(K*math.sqrt(2/CHANNELS[-1])); e.conv_norm_out.bias.zero_()
-    back = torch.zeros(LATENT, n); back[torch.arange(LATENT), 2*torch.arange(LATENT)] = 1; back[torch.arange(LATENT), 2*torch.arange(LATENT)+1] = -1
+    n = 2*LATENT
+    _set(d[3].resnets[0].conv_shortcut, _pairs(torch.eye(LATENT)), torch.cat([torch.zeros(n), torch.tensor([K, -K])]))
+    e.conv_norm_out.weight.fill_(K*math.sqrt(2/CHANNELS[-1]))
+    e.conv_norm_out.bias.zero_()
+    back = torch.zeros(LATENT, n)
+    back[torch.arange(LATENT), 2*torch.arange(LATENT)] = 1
+    back[torch.arange(LATENT), 2*torch.arange(LATENT)+1] = -1
     _set(e.conv_out, back, torch.cat([torch.zeros(LATENT), torch.full((LATENT,), -9.)]))                 # log-variance -9: a narrow posterior
-    _set(vae.quant_conv, torch.eye(2*LATENT)); _set(vae.post_quant_conv, torch.diag(1/pc['sd'])); return vae      # the decoder sees unit variance
+    _set(vae.quant_conv, torch.eye(2*LATENT))
+    _set(vae.post_quant_conv, torch.diag(1/pc['sd']))
+    return vae      # the decoder sees unit variance
 
 # %% ../../nbs/mini/01_vae.ipynb #c011
 @torch.no_grad()
 def start_decoder(vae: AutoencoderKL) -> AutoencoderKL:
     "Pairs for red, green and blue and two constants before the decoder's last layer, in place."
-    d = vae.decoder; r = d.up_blocks[3].resnets; w = r[0].conv_shortcut.weight; w[:6] = _pairs(w[:3].clone()); r[0].conv_shortcut.bias[:6] = 0
+    d = vae.decoder
+    r = d.up_blocks[3].resnets
+    w = r[0].conv_shortcut.weight
+    w[:6] = _pairs(w[:3].clone())
+    r[0].conv_shortcut.bias[:6] = 0
     # the last residual branch adds the constants: earlier normalizations do not see them
     r[-1].conv2.bias[-2:] = torch.tensor([K, -K])/5
     d.conv_norm_out.weight.fill_(K/5*math.sqrt(2/CHANNELS[0]))
     rgb = torch.zeros(3, 6)
     rgb[torch.arange(3), 2*torch.arange(3)] = 1
     rgb[torch.arange(3), 2*torch.arange(3)+1] = -1
-    _set(d.conv_out, rgb); return vae
+    _set(d.conv_out, rgb)
+    return vae
 
 def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, path: Path|None=None, until=None, seed=0, every=250) -> list:
     "Train, or go on training, the decoder in place on compositions of (concept, rendering) pairs, on the VAE's device."
@@ -124,7 +143,8 @@ def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, pat
     d = drawings(items).to(dev)
     pc = {k: v.to(dev) for k, v in pc.items()}
     def loss(step):
-        g = generator(seed, 'decoder', step, device=dev); i = torch.randint(len(items), (recipe.batch,), generator=g, device=dev)
+        g = generator(seed, 'decoder', step, device=dev)
+        i = torch.randint(len(items), (recipe.batch,), generator=g, device=dev)
         x = 2*compose(d[i], place(recipe.batch, g)) - 1
         e = vae.decoder(vae.post_quant_conv(latents_of(x, pc)).contiguous(memory_format=torch.channels_last)) - x
         return dict(square=e.pow(2).mean(), absolute=.25*e.abs().mean())
@@ -133,7 +153,8 @@ def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, pat
     log, ema = fit(params, loss, recipe, path, every=every, key=key, desc='decoder', until=until)
     if ema:
         with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
-    vae.eval().requires_grad_(False); return log
+    vae.eval().requires_grad_(False)
+    return log
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor, batch=256) -> torch.Tensor:
@@ -144,14 +165,17 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor, batch=256) -> torch.Te
 VAE_RECIPE = Recipe(steps=6000, lr=1e-3, batch=64, warmup=100, flat=.3, weight_decay=0., beta2=.99, ema=.999)
 def transform(temper: float=.5) -> dict[str, torch.Tensor]:
     "The released encoder's transform: principal components of three compositions of every training drawing, computed once."
-    items = splits()['train']; key = content_key(items, root()/'package-lock.json', temper, source_key('openworld_forget.mini.vae'))
+    items = splits()['train']
+    key = content_key(items, root()/'package-lock.json', temper, source_key('openworld_forget.mini.vae'))
     f = outputs()/f'cache/mini/principal-{key}.safetensors'
     return cached(f, lambda: principal(pool(items, 3)[0], temper))
 
 def main(until=None, device=None):
     "Write the encoder, train the decoder, save the VAE into the cache folder."
-    pc = transform(); vae = start_decoder(write_encoder(new_vae(), pc)).to(device or default_device())
+    pc = transform()
+    vae = start_decoder(write_encoder(new_vae(), pc)).to(device or default_device())
     train_decoder(vae, pc, splits()['train'], VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until, every=1000)
     vae.cpu().save_pretrained(outputs()/'cache/mini/vae')
-    held, _ = pool(splits()['heldout'], 1, stage='vae test'); p = psnr(to_float(held), reconstruct(vae, held))
+    held, _ = pool(splits()['heldout'], 1, stage='vae test')
+    p = psnr(to_float(held), reconstruct(vae, held))
     print(f'PSNR on held-out designs: {p.mean():.2f} dB (n={len(p)}, sd {p.std():.2f})')

@@ -11,7 +11,9 @@ import os, signal, sys
 # %% ../../nbs/study/10_as_module.ipynb #c004
 #| eval: false
 if __name__ == '__main__' and 'ipykernel' not in sys.modules:
-    def _leave(signum, frame): os.write(2, b'\nStopped before anything ran.\n'); os._exit(128 + signum)
+    def _leave(signum, frame):
+        os.write(2, b'\nStopped before anything ran.\n')
+        os._exit(128 + signum)
     for _s in (signal.SIGINT, signal.SIGTERM): signal.signal(_s, _leave)      # the imports below take seconds
 
 # %% ../../nbs/study/10_as_module.ipynb #c005

@@ -173,7 +173,9 @@ def close_engine(dfk, seconds: float=15.):
 
 def _serially(todo, threads, told, lost):
     for s in todo:
-        if lost(s): told(s, 'a step it needs failed', dropped=True); continue
+        if lost(s):
+            told(s, 'a step it needs failed', dropped=True)
+            continue
         try: told(s, seconds=run_step(command(s), str(s.folder), s.name, threads))
         except (RuntimeError, OSError) as e: told(s, e)
 

@@ -23,7 +23,8 @@ def forest(
     names, groups = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue])) if hue else [None]
     if ax is None: _, ax = plt.subplots(figsize=(6.4, .5 + .19*len(names)*max(1, len(groups)) + .25*len(names)))
     for g, (grp, color) in enumerate(zip(groups, sns.color_palette('colorblind', len(groups)))):
-        t = table[table[hue] == grp] if hue else table; pos = np.array([names.index(v) for v in t[y]]) + (g - (len(groups)-1)/2)*.8/len(groups)
+        t = table[table[hue] == grp] if hue else table
+        pos = np.array([names.index(v) for v in t[y]]) + (g - (len(groups)-1)/2)*.8/len(groups)
         v, lo, hi = (t[c].to_numpy(float) for c in ('value', 'low', 'high'))
         ax.scatter(t.floor, pos, marker='D', s=24, facecolor='white', edgecolor=FLOOR, zorder=2, label='floor' if g == 0 else None)
         if 'ceiling' in t and t.ceiling.notna().any():
@@ -64,7 +65,8 @@ def confusion_map(change: np.ndarray, classes: list[str], title: str='', ax=None
 # %% ../../nbs/study/08_figures.ipynb #c016
 def tradeoff(rows: pd.DataFrame, x: str='gain over the base', y: str='accuracy drop, heldout (points)', ax=None):
     "A point per method of the headline's rows, with both intervals; the grey line is the floor of y."
-    at = rows.set_index(['measure', 'method']); names = [m for m in dict.fromkeys(rows.method) if (x, m) in at.index and (y, m) in at.index]
+    at = rows.set_index(['measure', 'method'])
+    names = [m for m in dict.fromkeys(rows.method) if (x, m) in at.index and (y, m) in at.index]
     if not names: raise ForgetError(f'No method has both {x!r} and {y!r}; the measures are {list(dict.fromkeys(rows.measure))}.')
     if ax is None: _, ax = plt.subplots(figsize=(5.6, 3.4))
     for m, color in zip(names, sns.color_palette('colorblind', len(names))):
@@ -131,13 +133,16 @@ def sweep(
     ylabel: str='', ax=None,
 ):
     "A measure against lambda, with intervals, the floor, and the single subjects as thin lines."
-    names = sorted((m for m in weights if m in set(rows.method)), key=weights.get); t = rows.set_index('method').loc[names]; x = np.arange(len(names))
+    names = sorted((m for m in weights if m in set(rows.method)), key=weights.get)
+    t = rows.set_index('method').loc[names]
+    x = np.arange(len(names))
     if ax is None: _, ax = plt.subplots(figsize=(4, 3))
     if each is not None:
         for _, v in each.unstack().loc[names].items(): ax.plot(x, v.to_numpy(), color='#bbbbbb', lw=1, zorder=1)
     ax.errorbar(x, t.value, yerr=np.nan_to_num([np.maximum(t.value - t.low, 0), np.maximum(t.high - t.value, 0)]), fmt='o-', capsize=2, zorder=3)
     ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.2)
-    ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names], xlabel='weight of the correction, $\\lambda$', ylabel=ylabel); return ax
+    ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names], xlabel='weight of the correction, $\\lambda$', ylabel=ylabel)
+    return ax
 
 # %% ../../nbs/study/08_figures.ipynb #c025
 SWATCH = dict(
@@ -188,7 +193,9 @@ def transport_map(
         m = a.imshow(p.to_numpy(), cmap='Greys', vmin=0, vmax=top)
         a.grid(False)
         a.set(xticks=range(11), yticks=range(11), xlabel='to', ylabel='from', title=f'{k}: {np.nansum(p.to_numpy()):.3f} moved')
-        a.set_xticklabels(TERMS, rotation=90, fontsize=8); a.set_yticklabels(TERMS, fontsize=8)
+        a.set_xticklabels(TERMS, rotation=90, fontsize=8)
+        a.set_yticklabels(TERMS, fontsize=8)
         for i, t in enumerate(TERMS):
             [x.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2)) for x in (a.get_xticklabels()[i], a.get_yticklabels()[i])]
-    fig.colorbar(m, ax=ax[0].tolist(), shrink=.8, label='share of the pixels'); return fig
+    fig.colorbar(m, ax=ax[0].tolist(), shrink=.8, label='share of the pixels')
+    return fig

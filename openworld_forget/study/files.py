@@ -85,9 +85,11 @@ def _text(path: Path) -> str:
 def read_yaml(path: Path) -> dict:
     "The mapping in a YAML file, read strictly."
     try:
-        text = _text(path); depth = accumulate((c in '[{') - (c in ']}') for c in text)
+        text = _text(path)
+        depth = accumulate((c in '[{') - (c in ']}') for c in text)
         if max(depth, default=0) > 100: raise RecursionError
-        loader = _Strict(text); node = loader.get_single_node()
+        loader = _Strict(text)
+        node = loader.get_single_node()
         if node is not None and _entries(node) > MOST:
             raise ForgetError(f'{path}: its aliases (*) unfold into more than {MOST} entries. Write out what is meant.')
         try: d = loader.construct_document(node) if node is not None else None
@@ -96,7 +98,8 @@ def read_yaml(path: Path) -> dict:
         if half := next((t for t in _texts(d) if re.search('[\ud800-\udfff]', t)), None):
             raise ForgetError(f'{path}: {half!r} holds half a character (a lone surrogate, \\ud800 to \\udfff). Write the character itself.')
     except yaml.YAMLError as e:
-        mark = getattr(e, 'problem_mark', None); where = f', line {mark.line + 1}' if mark else ''
+        mark = getattr(e, 'problem_mark', None)
+        where = f', line {mark.line + 1}' if mark else ''
         text = ' '.join((getattr(e, 'problem', None) or str(e)).split())
         hints = {'\\t': ' YAML is indented by spaces, not by tabs.', 'document': ' A study file holds one document: remove the line ---.'}
         hint = next((h for k, h in hints.items() if k in text), '')
@@ -158,7 +161,8 @@ def world_data(spec: WorldSpec):
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1d
 def _check_world(s: Study) -> WorldSpec:
-    spec = spec_of(s.world); _slug(spec.name, 'The world name')
+    spec = spec_of(s.world)
+    _slug(spec.name, 'The world name')
     for k, r in spec.recipes.items():
         choose(k, ADAPTATIONS, f'adaptation in the recipes of world {spec.name!r}')
         if not isinstance(r, dict): raise ForgetError(f'World {spec.name!r}: recipes.{k} must be a mapping such as {{steps: 400}}, not {r!r}.')
@@ -181,7 +185,8 @@ def check_token(spec: WorldSpec, texts):
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1f
 def _check_data(s: Study, spec: WorldSpec):
-    data = world_data(spec); have = dict(benchmarks=data.benchmarks(), prompts=data.unrelated_prompts(), colors=data.color_prompts())
+    data = world_data(spec)
+    have = dict(benchmarks=data.benchmarks(), prompts=data.unrelated_prompts(), colors=data.color_prompts())
     if s.concepts:
         if hasattr(data, 'check_token'): data.check_token(spec.token)
         check_token(spec, [*have['prompts'], *have['colors'], *(t.replace('{}', '') for t in data.eval_templates()), spec.template])
@@ -209,7 +214,8 @@ def _check_variants(s: Study):
 # %% ../../nbs/study/01_files.ipynb #c006chk1h
 def _idle(m: Method, fields: dict) -> list[str]:
     "Fields that have no effect on a method."
-    a = fields.get('adaptation', {}); a = a if isinstance(a, dict) else {}
+    a = fields.get('adaptation', {})
+    a = a if isinstance(a, dict) else {}
     out = [f'adaptation.{k}' for k in a if k in ('rank', 'alpha', 'targets') and m.adaptation.kind != 'lora']
     out += ['adaptation.text_encoder'] if a.get('text_encoder') and m.adaptation.kind != 'db' else []
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
@@ -233,7 +239,8 @@ def _check_checkpoints(s: Study):
     for n, f in s.checkpoints.items():
         if not f.strip(): raise ForgetError(f'The checkpoint {n!r} has no path.')
         if _slug(n, 'The checkpoint name', ROWS) in s.methods: raise ForgetError(f'The checkpoint {n!r} has the name of a method. Call it something else.')
-        p = local_path(f); checkpoint_kind(p)
+        p = local_path(f)
+        checkpoint_kind(p)
         if (other := where.setdefault(p.resolve(), n)) != n:
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
@@ -269,9 +276,18 @@ def _check_prompts(s: Study, spec: WorldSpec):
 # %% ../../nbs/study/01_files.ipynb #c006chk2d
 def read_study(path: Path|str) -> Study:
     "A validated study from a YAML file: everything that the file and the names of the data can tell is checked."
-    f = study_file(path); s = Study.make(**read_yaml(f)); _slug(s.name, 'The study name', OUTPUTS)
-    choose(s.budget, BUDGETS, 'budget'); s.limits; spec = _check_world(s); _check_data(s, spec); _check_variants(s); _check_methods(s, spec)
-    _check_checkpoints(s); _check_reports(s); _check_prompts(s, spec)
+    f = study_file(path)
+    s = Study.make(**read_yaml(f))
+    _slug(s.name, 'The study name', OUTPUTS)
+    choose(s.budget, BUDGETS, 'budget')
+    s.limits
+    spec = _check_world(s)
+    _check_data(s, spec)
+    _check_variants(s)
+    _check_methods(s, spec)
+    _check_checkpoints(s)
+    _check_reports(s)
+    _check_prompts(s, spec)
     if not s.concepts and not s.checkpoints: raise ForgetError(f'{f} names neither concepts to customize on nor checkpoints to measure.')
     return s
 

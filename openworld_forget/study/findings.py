@@ -264,9 +264,13 @@ def preferred(
 # %% ../../nbs/study/07_findings.ipynb #c031
 def paper_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
     "Accuracy in percent (mean worst-class drop) per benchmark, one row per method, mean over concepts and seeds; base first, then its floor."
-    r = results[results.split == split]; acc = r[(r.measure == 'accuracy')]; wcd = r[r.measure == 'worst_class_drop']
-    cols = list(dict.fromkeys(acc[acc.method == 'base'].item)); out = {}
-    b = acc[acc.method == 'base'].set_index('item'); out['base'] = {c: f'{b.value[c]:.1f}' for c in cols} | {'mean': f'{b.value[cols].mean():.1f}'}
+    r = results[results.split == split]
+    acc = r[(r.measure == 'accuracy')]
+    wcd = r[r.measure == 'worst_class_drop']
+    cols = list(dict.fromkeys(acc[acc.method == 'base'].item))
+    out = {}
+    b = acc[acc.method == 'base'].set_index('item')
+    out['base'] = {c: f'{b.value[c]:.1f}' for c in cols} | {'mean': f'{b.value[cols].mean():.1f}'}
     out['base, other noise'] = {c: f'{b.floor[c]:.1f} ({wcd[wcd.item == c].floor.mean():.1f})' for c in cols} | {
         'mean': f'{b.floor[cols].mean():.1f}'
     }

@@ -20,7 +20,9 @@ from ..worlds.load import load_world
 from ..worlds.world import spec_of
 
 # %% ../../nbs/study/09_main.ipynb #c064main00
-def page(home: Path, name: str='summary') -> Path: "Where a report's page is."; return home/('report.html' if name == 'summary' else f'{name}.html')
+def page(home: Path, name: str='summary') -> Path:
+    "Where a report's page is."
+    return home/('report.html' if name == 'summary' else f'{name}.html')
 
 def report(study: Study, home: Path, name: str='summary') -> Path:
     "Render a report of the study as one self-contained HTML page without code."
@@ -31,9 +33,14 @@ def report(study: Study, home: Path, name: str='summary') -> Path:
     c.HTMLExporter.exclude_input_prompt = True
     c.HTMLExporter.exclude_output_prompt = True
     c.HTMLExporter.embed_images = True
-    c.TagRemovePreprocessor.enabled = True; c.TagRemovePreprocessor.remove_cell_tags = {'injected-parameters', 'parameters'}
-    f = page(home, name); nb = nbformat.read(home/f'{name}.ipynb', 4); nb.metadata['title'] = f'Open-world forgetting: {study.name}'
-    html, _ = HTMLExporter(config=c).from_notebook_node(nb); write_text(f, html); return f
+    c.TagRemovePreprocessor.enabled = True
+    c.TagRemovePreprocessor.remove_cell_tags = {'injected-parameters', 'parameters'}
+    f = page(home, name)
+    nb = nbformat.read(home/f'{name}.ipynb', 4)
+    nb.metadata['title'] = f'Open-world forgetting: {study.name}'
+    html, _ = HTMLExporter(config=c).from_notebook_node(nb)
+    write_text(f, html)
+    return f
 
 # %% ../../nbs/study/09_main.ipynb #c064main00b
 def _arguments(argv):
@@ -68,7 +75,9 @@ def run_study(a, startup: float=STARTUP) -> int:
     steps = plan(s)
     todo = [x for x in steps if not x.done]
     home, workers = steps[0].folder.parent, 1 if a.serial else a.workers
-    if a.dry_run: print('\n'.join(f'{"done" if x.done else "run "} {x.notebook}' for x in steps)); return 0
+    if a.dry_run:
+        print('\n'.join(f'{"done" if x.done else "run "} {x.notebook}' for x in steps))
+        return 0
     clock = None
     if todo:
         clock = prepare(s, home, workers, startup)
@@ -85,7 +94,9 @@ def main(argv=None, startup: float=STARTUP) -> int:
     a = _arguments(argv)
     with stoppable():
         try: return run_study(a, startup)
-        except ForgetError as e: print(f'error: {e}', file=sys.stderr); return 2
+        except ForgetError as e:
+            print(f'error: {e}', file=sys.stderr)
+            return 2
         except BrokenPipeError: return 128 + 13                 # `| head` has seen enough
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ENAMETOOLONG): raise

@@ -45,13 +45,15 @@ class Step:
 # %% ../../nbs/study/03_plan.ipynb #c009key1
 def made_by(name: str, data: str) -> str:
     "Content key of who makes a step: the template's cells, the source that they reach, and the world's `data` module."
-    code = template_code(name); modules = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
+    code = template_code(name)
+    modules = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
     return content_key(code, source_key(*sorted(modules), data))
 
 def files_of(part: Study, name: str) -> list[Path]:
     "Files and folders whose content a step reads, besides the results of other steps."
     if name not in READS: return []
-    spec = spec_of(part.world); folders = [local_path(spec.source)/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
+    spec = spec_of(part.world)
+    folders = [local_path(spec.source)/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
     if name in ('appearance', 'fidelity'): folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
     if name in ('base', 'semantic'): folders += [data_root()/'benchmarks'/b for b in provider(spec).benchmarks()[:part.limits.benchmarks]]
     folders += [data_root()/'subjects'/c for c in part.concepts]
@@ -65,32 +67,43 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     home, cost, steps, data = (out or outputs())/study.name, forwards(study), [], spec_of(study.world).data
     made, content = cache(lambda name: made_by(name, data)), cache(lambda path: content_key(path))
     def add(name, folder, needs=(), **params):
-        part = study.part(name, **params); text = json.dumps(part.model_dump(mode='json'), sort_keys=True)
+        part = study.part(name, **params)
+        text = json.dumps(part.model_dump(mode='json'), sort_keys=True)
         s = Step(name, folder, dict(study=text, home=str(home), **params), list(needs), cost=cost.get(name, 0.) + 1)
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
         s.key = made(name) + content_key(name, text, spec_of(part.world), [content(f) for f in files_of(part, name)], params, below)
-        s.params['key'] = s.key; steps.append(s); return s
-    base = add('base', home/'base'); runs = [base]
+        s.params['key'] = s.key
+        steps.append(s)
+        return s
+    base = add('base', home/'base')
+    runs = [base]
     for c in study.concepts:
         for m in study.methods:
             for seed in study.seeds:
-                f = run_folder(home, c, m, seed); p = dict(concept=c, method=m, seed=seed); k = add('customize', f, **p)
+                f = run_folder(home, c, m, seed)
+                p = dict(concept=c, method=m, seed=seed)
+                k = add('customize', f, **p)
                 runs += [k, *(add(n, f, [base, k], **p) for n in ('semantic', 'appearance')), add('fidelity', f, [k], **p)]
     for name in study.checkpoints:
         runs += [add(n, run_folder(home, '', name), [base], concept='', method=name, seed=0) for n in ('semantic', 'appearance')]
     first = []                                                                  # the summary, whose tables the other reports read
-    for r in study.reports: s = add(r, home, [*runs, *first]); first = first or [s]
+    for r in study.reports:
+        s = add(r, home, [*runs, *first])
+        first = first or [s]
     return steps
 
 # %% ../../nbs/study/03_plan.ipynb #c020
 def forwards(study: Study) -> dict[str, float]:
     "Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three."
-    b, spec = study.limits, spec_of(study.world); k = 2*(b.sampling_steps or spec.sampling_steps); classes = 16
+    b, spec = study.limits, spec_of(study.world)
+    k = 2*(b.sampling_steps or spec.sampling_steps)
+    classes = 16
     classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1])
     look = 2.5*b.suspects*b.fresh*classes*min(b.stages[0] + b.z**2, b.stages[-1])      # adapted, base and floor; the base's are shared
     unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k
-    recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}; methods = max(1, len(study.methods))
+    recipe = {**Recipe().model_dump(), **spec.recipes.get('db', {})}
+    methods = max(1, len(study.methods))
     # with the regularizers' images, made by the first that needs them
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods
     return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify + look, appearance=unrelated, fidelity=portraits*(1 + 1/methods))

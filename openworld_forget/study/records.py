@@ -135,14 +135,17 @@ class Study(Record):
 
     def fields_of(self, name: str) -> tuple[str, dict]:
         "The built-in method that a method of the study is made of, and what the study says otherwise."
-        v = dict(self.variants.get(name, {})); of = v.pop('of', name); fields = _merge(self.method_overrides, v)
+        v = dict(self.variants.get(name, {}))
+        of = v.pop('of', name)
+        fields = _merge(self.method_overrides, v)
         if 'name' in fields: raise ForgetError(f'A method is called what the study calls it: remove `name` from what is said of {name!r}.')
         return of, fields
 
     def method(self, name: str) -> Method:
         "A method of the study, with the budget's training length, and its image count where the study names none for the method."
         if self.budget == PART: return Method.make(**{**self.variants[name], 'name': name})
-        of, fields = self.fields_of(name); m = method(of, **fields).but(name=name)
+        of, fields = self.fields_of(name)
+        m = method(of, **fields).but(name=name)
         images = m.images if 'images' in fields else self.limits.images
         return m.but(images=images, recipe={**m.recipe, **({} if self.limits.steps is None else {'steps': self.limits.steps})})
 

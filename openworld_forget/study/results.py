@@ -20,11 +20,13 @@ COLUMNS = ['study', 'world', 'concept', 'method', 'seed', 'measure', 'split', 'i
 # %% ../../nbs/study/02_results.ipynb #c014b
 def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None, files: list[str]=(), **more):
     "Write a step's result table (`<name>.parquet`, columns as `COLUMNS`) and, last, its manifest."
-    folder = Path(folder); files = list(files)
+    folder = Path(folder)
+    files = list(files)
     if table is not None:
         wrong = set(table.columns) - set(COLUMNS)
         if wrong: raise ForgetError(f'Result columns {sorted(wrong)} are unknown; known: {COLUMNS}.')
-        t = table.reindex(columns=COLUMNS); t['seed'] = t['seed'].astype('int64')
+        t = table.reindex(columns=COLUMNS)
+        t['seed'] = t['seed'].astype('int64')
         for c in NUMBERS: t[c] = t[c].astype('float64')
         for c in LISTS: t[c] = [np.asarray(v, np.float64) if isinstance(v, (np.ndarray, list)) else None for v in t[c]]
         with atomic(folder/f'{name}.parquet') as p: t.to_parquet(p, index=False)

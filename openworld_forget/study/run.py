@@ -40,7 +40,9 @@ class Answers:
     adapted: dict[str, np.ndarray]     # method -> [runs, N]
     def one(self, k: int) -> 'Answers':
         "Benchmark k alone, its classes numbered from 0."
-        lo = sum(self.sizes[:k]); hi = lo + self.sizes[k]; m = (self.labels >= lo) & (self.labels < hi)
+        lo = sum(self.sizes[:k])
+        hi = lo + self.sizes[k]
+        m = (self.labels >= lo) & (self.labels < hi)
         return Answers(
             [self.benchmarks[k]],
             [self.sizes[k]],
@@ -162,7 +164,9 @@ class Run:
     def _made(self, name: str) -> str:
         "Content key of who makes it: a method of this class, the classifier, and what a world, also an adapted one, computes with."
         return source_key(*(f'{PACKAGE}.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:Run.{name}')))
-    def unrelated(self) -> tuple[list[str], list[int]]: "Prompts and seeds, one per image, of the unrelated images."; return self.asked('unrelated')
+    def unrelated(self) -> tuple[list[str], list[int]]:
+        "Prompts and seeds, one per image, of the unrelated images."
+        return self.asked('unrelated')
     @property
     def prompt_sets(self) -> dict[str, list[str]]:
         "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
@@ -182,7 +186,8 @@ class Run:
         return [p for p in ps for _ in range(n)], [seed_for(int(floor), name, i, j) for i in range(len(ps)) for j in range(n)]
     def portraits(self, phrase: str|None=None) -> tuple[list[str], list[int]]:
         "Evaluation prompts of the subject and seeds, one per image."
-        ts, n = self.data.eval_templates(), self.limits.per_template; phrase = phrase or self.subject.phrase
+        ts, n = self.data.eval_templates(), self.limits.per_template
+        phrase = phrase or self.subject.phrase
         return [t.format(phrase) for t in ts for _ in range(n)], [seed_for(0, 'portrait', i, j) for i in range(len(ts)) for j in range(n)]
     def images(self, world, prompts, seeds, desc='generate'):
         "Generated images, cached in the study's folder."

@@ -20,7 +20,8 @@ from ..worlds.world import World
 class RowEmbedding(nn.Module):
     "A frozen embedding whose row `index` is a separate parameter."
     def __init__(self, base: nn.Embedding, index: int):
-        super().__init__(); self.base, self.index = base.requires_grad_(False), index
+        super().__init__()
+        self.base, self.index = base.requires_grad_(False), index
         self.row = nn.Parameter(base.weight[index].detach().clone())
     @property
     def weight(self): return self.base.weight
@@ -53,7 +54,8 @@ def token_id(world: World, token: str) -> int:
     return ids[0]
 
 def _db(world, a, token):
-    unet = clone(world.unet, True); params = {f'unet.{k}': p for k, p in unet.named_parameters()}
+    unet = clone(world.unet, True)
+    params = {f'unet.{k}': p for k, p in unet.named_parameters()}
     if not a.text_encoder: return world.but(unet=unet), params
     text = clone(world.text_encoder, True)
     return world.but(unet=unet, text_encoder=text), params | {f'text.{k}': p for k, p in text.named_parameters()}
@@ -62,13 +64,15 @@ def _db(world, a, token):
 def _lora(world, a, token):
     unet = clone(world.unet, share=True)             # no second copy of the weights: the base goes on using them
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0); unet.add_adapter(LoraConfig(r=a.rank, lora_alpha=a.alpha, target_modules=list(a.targets), init_lora_weights='gaussian'))
+        torch.manual_seed(0)
+        unet.add_adapter(LoraConfig(r=a.rank, lora_alpha=a.alpha, target_modules=list(a.targets), init_lora_weights='gaussian'))
     for k, p in unet.named_parameters(): p.requires_grad_('lora_' in k)
     return world.but(unet=unet.train()), {f'unet.{k}': p for k, p in unet.named_parameters() if 'lora_' in k}
 
 def _cd(world, a, token):
     unet, text = clone(world.unet, share=True), clone(world.text_encoder, share=True)
-    row = RowEmbedding(text.get_input_embeddings(), token_id(world, token)); text.set_input_embeddings(row)
+    row = RowEmbedding(text.get_input_embeddings(), token_id(world, token))
+    text.set_input_embeddings(row)
     layers = {f'unet.{k}': m for k, m in unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))}
     for m in layers.values(): m.weight = nn.Parameter(m.weight.detach().clone())
     params = {f'{k}.weight': m.weight for k, m in layers.items()}

@@ -92,7 +92,9 @@ def _rivals(first, files) -> list[Path]:
     "What else in a folder could be meant, where a file of a known name is there."
     rest = [f for f in files if f != first and not _beside(f)]
     known = lambda f: f.name in (OWN, LORA, CUSTOM, PEFT)
-    if first.name == CUSTOM: tokens = _tokens_beside(first); return [f for f in rest if f not in tokens]
+    if first.name == CUSTOM:
+        tokens = _tokens_beside(first)
+        return [f for f in rest if f not in tokens]
     if first.name == OWN: return [f for f in rest if known(f) or any(ADAPTER.search(k) for k in tensor_shapes(f)[0])]
     return rest
 
@@ -120,7 +122,8 @@ def _folder_kind(p) -> tuple[str, Path]:
     if (p/'unet/config.json').is_file():
         raise ForgetError(f'{p} holds the parts of a pipeline without its model_index.json. Give its folder unet, or save the whole pipeline.')
     if files: return checkpoint_kind(_choice(p, files))
-    inside = sorted(f.name for f in p.iterdir() if f.name[0] != '.'); pickled = [n for n in inside if Path(n).suffix in PICKLES]
+    inside = sorted(f.name for f in p.iterdir() if f.name[0] != '.')
+    pickled = [n for n in inside if Path(n).suffix in PICKLES]
     if pickled: raise ForgetError(f'{p} holds {pickled[:4]} and no safetensors. {PICKLED}')
     raise ForgetError(f'{p}: nothing to read here; it holds {inside[:8]}. {EXPECTED}')
 
@@ -130,7 +133,8 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
 
     Only names and headers are looked at. What is missing, damaged, of no known kind, or leaves a choice, is a `ForgetError`."""
     try:
-        p = Path(path).expanduser(); there = p.exists()
+        p = Path(path).expanduser()
+        there = p.exists()
         if there and p.is_dir(): list(p.iterdir())
     except (TypeError, ValueError, RuntimeError): raise ForgetError(f'Checkpoint: expected the path of a file or folder, got {path!r}.') from None
     except OSError as e: raise ForgetError(f'Checkpoint {str(path)[:200]} cannot be read ({e.strerror}). Check the path.') from None
@@ -212,7 +216,8 @@ def _embeddings(path) -> dict[str, torch.Tensor]:
     return {f'<{path.stem.strip("<>")}>' if k in BARE else k: v for k, v in tensors.items()}
 
 def _inversion(base, path):
-    check_header(base, path, header(path)); w, words = base, _embeddings(path)
+    check_header(base, path, header(path))
+    w, words = base, _embeddings(path)
     for word, vectors in words.items(): w = add_token(w, word, vectors, path)
     return w.but(spec=base.spec.but(token=next(iter(words)).strip()))
 
@@ -222,7 +227,9 @@ def _one(path, found):
 # %% ../../nbs/training/05_checkpoints.ipynb #c049b
 def _side_embeddings(path) -> list[Path]:
     "The embeddings that pivotal tuning left beside a LoRA file: `name_emb.safetensors`, or the only ones there are."
-    if path.is_dir(): found = [f for f in _listed(path) if f.stem.endswith('_emb') or f.name == LEARNED]; return found if len(found) < 2 else _one(path, found)
+    if path.is_dir():
+        found = [f for f in _listed(path) if f.stem.endswith('_emb') or f.name == LEARNED]
+        return found if len(found) < 2 else _one(path, found)
     files = [f for f in _listed(path.parent) if f != path]
     found = [f for f in files if f.stem.endswith('_emb') or f.name == LEARNED]
     own = [f for f in found if f.stem == path.stem + '_emb']
@@ -237,7 +244,8 @@ def _words(base, w, *paths):
     for path in paths:
         for word, v in _words_of(path).items():
             if word in new: raise ForgetError(f'{path}: the word {word!r} is there twice. Keep one of the embeddings.')
-            new[word] = v; w = add_token(w, word, v, path)
+            new[word] = v
+            w = add_token(w, word, v, path)
     return w.but(spec=base.spec.but(token=''.join(new) if all(re.fullmatch(r'<s\d+>', n) for n in new) else next(iter(new)))) if new else w
 
 # %% ../../nbs/training/05_checkpoints.ipynb #c049d
@@ -251,7 +259,8 @@ def _words_of(path) -> dict[str, torch.Tensor]:
             raise ForgetError(f'{path}: the bundled embedding {k!r} is not read. {for_another("SDXL") if m and m[2] in OTHERS else "It is of no known kind."}')
         new[m[1]] = v
     for f in _side_embeddings(path):
-        inside = load_tensors(f)[0]; bare = len(inside) == 1 and next((inside[k] for k in ('clip_l', 'text_encoders_0', 'emb_params') if k in inside), None)
+        inside = load_tensors(f)[0]
+        bare = len(inside) == 1 and next((inside[k] for k in ('clip_l', 'text_encoders_0', 'emb_params') if k in inside), None)
         if not _embeds({k: v.shape for k, v in inside.items()}): raise ForgetError(f'{f}, beside {path.name}: it is no embedding. Move it, if it is another.')
         more = {f'<s{i}>': v for i, v in enumerate(torch.atleast_2d(bare.float()))} if isinstance(bare, torch.Tensor) else _embeddings(f)
         if twice := sorted(set(more) & set(new)): raise ForgetError(f'{f}: the word {twice[0]!r} is in {path.name}, too. Keep one of them.')
@@ -274,18 +283,22 @@ def _tokens_beside(path):
 
 # %% ../../nbs/training/05_checkpoints.ipynb #c010b
 def _custom(base, path):
-    tensors, unet = as_floats(path, load_tensors(path, finite=False)[0]), clone(base.unet); layers = dict(unet.named_parameters())
+    tensors, unet = as_floats(path, load_tensors(path, finite=False)[0]), clone(base.unet)
+    layers = dict(unet.named_parameters())
     where = lambda k: PLAIN.sub('', k).replace('.processor', '').replace('_custom_diffusion', '').removeprefix('unet.')
     if unknown := [k for k in tensors if where(k) not in layers]:
         raise ForgetError(f'{path}: this base has no layer for {unknown[0]!r}. {for_another(made_for(header(path), dict.fromkeys(unknown, ())))}')
     if len(given := {where(k) for k in tensors}) < len(tensors): raise ForgetError(f'{path}: two of its tensors are for the same layer. Remove one of them.')
-    need = {k for k in layers if k.endswith(('attn2.to_k.weight', 'attn2.to_v.weight'))}; missing = sorted(need - given)
+    need = {k for k in layers if k.endswith(('attn2.to_k.weight', 'attn2.to_v.weight'))}
+    missing = sorted(need - given)
     if missing:
         raise ForgetError(
             f'{path}: Custom Diffusion changes the keys and values of every cross-attention, but {missing[0]!r} is missing ({len(missing)} in all).'
         )
     with torch.no_grad():
-        for k, v in tensors.items(): _fits(path, k, v.shape, layers[where(k)].shape); layers[where(k)].copy_(v)
+        for k, v in tensors.items():
+            _fits(path, k, v.shape, layers[where(k)].shape)
+            layers[where(k)].copy_(v)
     w, tokens = base.but(unet=unet), _tokens_beside(path)
     if not tokens:
         raise ForgetError(f'{path}: the embedding of its token is missing. Put the file <token>.safetensors that training wrote beside it.')
@@ -344,15 +357,18 @@ def _tensors(folder, own) -> tuple[dict, Path]:
 # %% ../../nbs/training/05_checkpoints.ipynb #c014e
 def _network(folder, module):
     "A copy of a network with the weights of a diffusers folder, which must have exactly its tensors."
-    own = module.state_dict(); tensors, file = _tensors(folder, own)
+    own = module.state_dict()
+    tensors, file = _tensors(folder, own)
     if any('.base_layer.' in k for k in tensors): raise ForgetError(f'{file}: {ATTACHED}')
     if odd := sorted(set(tensors) ^ set(own)):
         raise ForgetError(
             f'{file}: {len(odd)} tensors are missing or unexpected, for example {odd[0]!r}. It belongs to another architecture than this base, or is cut.'
         )
     for k in own: _fits(file, k, tensors[k].shape, own[k].shape)
-    m = clone(module); m.load_state_dict(tensors)
-    check_finite(m.state_dict(), f'{file}, in {str(m.dtype)[6:]}'); return m
+    m = clone(module)
+    m.load_state_dict(tensors)
+    check_finite(m.state_dict(), f'{file}, in {str(m.dtype)[6:]}')
+    return m
 
 # %% ../../nbs/training/05_checkpoints.ipynb #c051
 # about training, memory, the default size of a picture, or the numerics of half precision: not about what the weights mean
@@ -393,7 +409,8 @@ def _schedule(base, folder) -> DDPMScheduler:
     given, own = json_object(f), base.scheduler.config
     name = given.get('_class_name')
     if not isinstance(name, str): raise ForgetError(f'{f}: its _class_name is {name!r}; expected the name of a scheduler. Copy the file of its base there.')
-    kind = getattr(diffusers, name, None); kind = kind if isinstance(kind, type) else None
+    kind = getattr(diffusers, name, None)
+    kind = kind if isinstance(kind, type) else None
     said = {**({k: p.default for k, p in inspect.signature(kind.__init__).parameters.items()} if kind else {}), **given}
     if not {'beta_start', 'prediction_type'} <= set(said):
         raise ForgetError(f'{folder}: its scheduler is a {given.get("_class_name")!r}, this base has noise of betas. {for_another(None)}')
@@ -433,13 +450,15 @@ def _text_encoder(base, path, tok):
     given = given.get('text_config') or given
     if not isinstance(given, dict): raise ForgetError(f'{path}/config.json: its text_config is {given!r}; expected {{"field": value, ...}}. Copy it again.')
     _same_config(path, 'text encoder', given, base.text_encoder.config.to_dict(), {k: getattr(default, k) for k in TEXT_FIELDS})
-    text = clone(base.text_encoder); rows = text.get_input_embeddings().weight
+    text = clone(base.text_encoder)
+    rows = text.get_input_embeddings().weight
     name = next(k for k, v in text.named_parameters() if v is rows)
     table = _tensors(path, text.state_dict())[0].get(name, rows)
     if (most := max(tok.get_vocab().values())) >= len(table):
         raise ForgetError(f'{path}: its embedding has {len(table)} rows, its tokenizer {most + 1} words. They do not belong together.')
     if table.ndim == 2 and len(table) != len(rows):
-        text.set_input_embeddings(torch.nn.Embedding.from_pretrained(table.to(rows))); text.config.vocab_size = len(table)
+        text.set_input_embeddings(torch.nn.Embedding.from_pretrained(table.to(rows)))
+        text.config.vocab_size = len(table)
     return _network(path, text)
 
 # %% ../../nbs/training/05_checkpoints.ipynb #c054d
@@ -507,7 +526,9 @@ def load_adapted(
     if kind == 'inversion' and strength != 1:
         raise ForgetError(f'{p} is a textual inversion: a new word changes no weight, so it has no strength {strength:g}. Leave it at 1.')
     if kind in ADDING: w = ADDING[kind](base, p, strength)
-    else: w = READERS[kind](base, p); w = w if strength == 1 else _blended(base, w, strength)
+    else:
+        w = READERS[kind](base, p)
+        w = w if strength == 1 else _blended(base, w, strength)
     given = Path(path).expanduser()
     return freeze(w).but(label=label or (given.resolve().name if given.is_dir() else given.stem))
 

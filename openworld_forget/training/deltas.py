@@ -269,7 +269,8 @@ def _parts(path, whole, parts) -> dict[str, dict]:
 # %% ../../nbs/training/04_deltas.ipynb #c043f
 def _of_layer(patterns, layer, default):
     "peft's rule for `rank_pattern` and `alpha_pattern`: the first whose expression is the end of the layer's name."
-    name = layer.split('.', 1)[1]; also = [name, f'text_model.{name}']
+    name = layer.split('.', 1)[1]
+    also = [name, f'text_model.{name}']
     return next((v for k, v in (patterns or {}).items() if any(re.match(rf'(.*\.)?({k})$', n) for n in also)), default)
 
 def _scale(where, layer, alpha, rank, c) -> float:
@@ -293,7 +294,8 @@ def as_floats(path, tensors) -> dict:
         if not v.is_floating_point() and not k.endswith('.alpha'):
             raise ForgetError(f'{path}: {k!r} holds {str(v.dtype)[6:]} numbers, no weights: quantized files are not read. Save it as float16 or float32.')
     out = {k: v.float() for k, v in tensors.items()}
-    check_finite(out, str(path)); return out
+    check_finite(out, str(path))
+    return out
 
 # %% ../../nbs/training/04_deltas.ipynb #c045b
 def _entries(path, keys, names, whole, family) -> dict[str, dict[str, str]]:
@@ -367,7 +369,8 @@ WORD = re.compile(r'bundle_emb\.(.+?)\.([^.]+|string_to_param\.\*)')
 # %% ../../nbs/training/04_deltas.ipynb #c047b
 def weight_changes(base, path):
     "(parameter, difference) of every parameter that an adapter file changes, layer by layer."
-    meta = header(path); check_header(base, path, meta)
+    meta = header(path)
+    check_header(base, path, meta)
     tensors = {k: v for k, v in load_tensors(path, finite=False)[0].items() if not k.startswith('bundle_emb.')}
     family = made_for(meta, {k: v.shape for k, v in tensors.items()})
     config = path.name == PEFT and (path.parent/PEFT_CONFIG).is_file()
@@ -376,7 +379,8 @@ def weight_changes(base, path):
             f'{path}: {PEFT_CONFIG} beside it is that of {PEFT} only. Name this file {PEFT}.' if (path.parent/PEFT_CONFIG).is_file() else
             f'{path}: its {PEFT_CONFIG} is missing, so its scale (lora_alpha/r) is unknown. Put the file that peft wrote beside it, and name this one {PEFT}.'
         )
-    said = _configs(path, meta); entries = _entries(path, list(tensors), layer_names(base), config, family)
+    said = _configs(path, meta)
+    entries = _entries(path, list(tensors), layer_names(base), config, family)
     silent = sorted(x for x in entries if any(said.values()) and not said[x.split('.', 1)[0]] and not {'alpha', 'diff', 'diff_b'} & set(entries[x]))
     if silent: raise ForgetError(f'{path}: lora_adapter_metadata in its header does not say the scale of {silent[0]}, only of other parts. Save it again.')
     tensors = as_floats(path, tensors)
@@ -393,7 +397,10 @@ def changed_weight(base, changes, strength, where) -> World:
     with torch.no_grad():
         for name, d in changes:
             part, key = name.split('.', 1)
-            if part not in parts: parts[part] = clone(getattr(base, part)); params[part] = dict(parts[part].named_parameters())
-            p = params[part][key]; p.copy_(p.float() + strength*d)
+            if part not in parts:
+                parts[part] = clone(getattr(base, part))
+                params[part] = dict(parts[part].named_parameters())
+            p = params[part][key]
+            p.copy_(p.float() + strength*d)
             check_finite({name: p}, f'{where}, added to the base in {str(p.dtype)[6:]}')
     return base.but(**parts)

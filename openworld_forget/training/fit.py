@@ -78,13 +78,15 @@ def fit(
     if path and Path(path).exists():
         saved, meta = load_tensors(path)
         if meta['key'] != key: raise ForgetError(f'{path} belongs to another recipe, other data or other source. Delete it to start again.')
-        unpack(saved, params, opt, ema); log, start = meta['log'], meta['step']
+        unpack(saved, params, opt, ema)
+        log, start = meta['log'], meta['step']
     bar = tqdm(range(start, min(recipe.steps, until or recipe.steps)), initial=start, total=recipe.steps, desc=desc, leave=False, mininterval=2)
     for step in bar:
         for g in opt.param_groups: g['lr'] = rate(recipe, step)
         parts, terms = loss(step), {}
         for part in [{'loss': parts}] if torch.is_tensor(parts) else [parts] if isinstance(parts, dict) else parts:
-            sum(part.values()).backward(); terms |= {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in part.items()}
+            sum(part.values()).backward()
+            terms |= {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in part.items()}
         norm = nn.utils.clip_grad_norm_(params.values(), recipe.clip)
         *values, size = torch.stack([v.float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
         for k, v in zip(terms, values):
@@ -94,7 +96,8 @@ def fit(
             raise ForgetError(
                 f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.'
             )
-        opt.step(); opt.zero_grad(set_to_none=True)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
         if ema:
             d = min(recipe.ema, (1+step)/(10+step))
             with torch.no_grad(): torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1-d)

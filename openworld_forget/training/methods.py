@@ -34,7 +34,9 @@ class Method(Record):
 
     @field_validator('recipe')
     @classmethod
-    def _of_a_recipe(cls, v): r = Recipe.make(**v); return {k: getattr(r, k) for k in v}
+    def _of_a_recipe(cls, v):
+        r = Recipe.make(**v)
+        return {k: getattr(r, k) for k in v}
 
 # %% ../../nbs/training/03_methods.ipynb #c012b
 LAMBDA = 10.            # more keeps colours little better and costs the subject (mini; studies/correction.yaml)
@@ -75,12 +77,15 @@ def customize(
     every: int=50,
 ) -> tuple[World, list[dict]]:  # adapted world, log
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
-    r = recipe_of(base, m); key = run_key(base, subject, m, seed)
+    r = recipe_of(base, m)
+    key = run_key(base, subject, m, seed)
     if path and Path(path).exists() and (meta := load_tensors(path)[1]).get('run') == key: return load_own(base, path).but(label=m.name), meta['log']
-    w, params = adapt(base, m.adaptation, subject.token); terms = terms_of(base, subject, m, seed, cache)
+    w, params = adapt(base, m.adaptation, subject.token)
+    terms = terms_of(base, subject, m, seed, cache)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
-        print(f'{ckpt} is of another run, or of other source: the training starts again.'); ckpt.unlink()
+        print(f'{ckpt} is of another run, or of other source: the training starts again.')
+        ckpt.unlink()
     log, _ = fit(params, objective(base, w, subject, terms, r.batch, seed, r.forward), r, ckpt, every=every, key=key, desc=m.name)
     if path:
         save_adapted(

@@ -43,9 +43,12 @@ def correction_terms(world: World, subject: Subject, weight=1., source='class', 
     """Drift correction on (a) `instance` latents + class prompt, (b) `class` images + class prompt, (c) `generic` captions + their images, b
     and c with half the weight each, or (d) class images + `null` prompt; `share` of a batch per step (generic images beside class images:
     half of that)."""
-    parts = choose(source, SOURCES, 'correction source').split('+'); terms = []
+    parts = choose(source, SOURCES, 'correction source').split('+')
+    terms = []
     for p in parts:
-        if p == 'instance': z = world.encode(subject.images.float()/255); c = [subject.class_prompt]*len(z)
+        if p == 'instance':
+            z = world.encode(subject.images.float()/255)
+            c = [subject.class_prompt]*len(z)
         else:
             c = provider(world.spec).generic_captions(n, seed) if p == 'generic' else [subject.class_prompt]*n
             z = generated_latents(world, c, seed, 'generic' if p == 'generic' else 'class', cache)
@@ -76,8 +79,11 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
         *[t for t in terms if t.weight],
     ]
     streams, count = {}, lambda p: max(1, round(p.share*batch))
-    for p in parts: s = streams.setdefault(p.stream or p.name, [p, 0]); s[1] = max(s[1], count(p))
-    texts = sorted({c for p in parts for c in p.captions}); trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
+    for p in parts:
+        s = streams.setdefault(p.stream or p.name, [p, 0])
+        s[1] = max(s[1], count(p))
+    texts = sorted({c for p in parts for c in p.captions})
+    trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
     with torch.no_grad(): states = dict(zip(texts, base.encode_text(texts)))
     wide = torch.promote_types(base.dtype, torch.float32)               # losses in float32 at least, also in a half-precision world
     def draw(name, p, n, step):
@@ -94,7 +100,8 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
     @torch.no_grad()
     def answers(step):
         if step not in ahead:
-            steps = range(step - step % AHEAD, step - step % AHEAD + AHEAD); ahead.clear()
+            steps = range(step - step % AHEAD, step - step % AHEAD + AHEAD)
+            ahead.clear()
             asked = [seen(p, draw(p.stream or p.name, *streams[p.stream or p.name], k)) for k in steps for p in teachers]
             y = iter(base.predict(*(torch.cat([a[j] for a in asked]) for j in range(3))).split([len(a[0]) for a in asked]))
             ahead.update({k: [next(y) for _ in teachers] for k in steps})
@@ -104,12 +111,14 @@ def objective(base: World, adapted: World, subject: Subject, terms: list[Term], 
         if forward and groups[-1] and n + sum(streams[q][1] for q in groups[-1]) > forward: groups.append([])
         groups[-1].append(k)
     def group_loss(step, group):
-        drawn = {k: draw(k, *streams[k], step) for k in group}; terms = {}
+        drawn = {k: draw(k, *streams[k], step) for k in group}
+        terms = {}
         x, t, c = (torch.cat([d[j] for d in drawn.values()]) for j in range(3))
         out = dict(zip(drawn, adapted.predict(x, t, c).split([len(d[0]) for d in drawn.values()])))
         for p in parts:
             if (k := p.stream or p.name) not in group: continue
-            x, t, c, z, e = seen(p, drawn[k]); target = answers(step)[teachers.index(p)] if p.teacher else base.target(z, e, t)
+            x, t, c, z, e = seen(p, drawn[k])
+            target = answers(step)[teachers.index(p)] if p.teacher else base.target(z, e, t)
             terms[p.name] = terms.get(p.name, 0.) + p.weight*(out[k][:len(x)].to(wide) - target.to(wide)).pow(2).mean()
         return terms
     def loss(step):

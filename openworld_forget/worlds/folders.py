@@ -219,7 +219,9 @@ def subject(name: str, size: int, token='sks', template='a photo of a {}') -> Su
     return subject_from_folder(d, check_class_word(read_class_word(d/'class.txt'), str(d/'class.txt'), token), size, token, template, name)
 
 # %% ../../nbs/worlds/04_folders.ipynb #c015
-def splits() -> list[str]: "The named test splits."; return ['test']
+def splits() -> list[str]:
+    "The named test splits."
+    return ['test']
 
 def unrelated_prompts() -> list[str]:
     "Prompts that have nothing to do with any subject."
@@ -251,7 +253,8 @@ def eval_templates() -> list[str]:
 def generic_captions(n: int, seed: int=0) -> list[str]:
     "Captions of everyday things for drift correction on generic images."
     things, places = unrelated_prompts(), ['', ' outdoors', ' on a table', ' in a room', ' at night', ' in the sun']
-    g = rng(seed, 'generic'); return [things[g.integers(len(things))] + places[g.integers(len(places))] for _ in range(n)]
+    g = rng(seed, 'generic')
+    return [things[g.integers(len(things))] + places[g.integers(len(places))] for _ in range(n)]
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0t2chk0
 PROVIDES = 'splits benchmarks benchmark subjects subject unrelated_prompts color_prompts eval_templates generic_captions'.split()

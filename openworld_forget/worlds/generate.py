@@ -70,6 +70,8 @@ def generate(
 # %% ../../nbs/worlds/06_generate.ipynb #c006b
 def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
     "uint8 [rows*H, columns*W, 3] picture of images [n, 3, H, W], for `imshow`."
-    n, c, h, w = images.shape; rows = -(-n//columns)
-    x = torch.full((rows*columns, c, h, w), 255, dtype=torch.uint8); x[:n] = images
+    n, c, h, w = images.shape
+    rows = -(-n//columns)
+    x = torch.full((rows*columns, c, h, w), 255, dtype=torch.uint8)
+    x[:n] = images
     return x.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows*h, columns*w, c)

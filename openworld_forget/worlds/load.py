@@ -49,7 +49,9 @@ def missing_parts(folder: Path, parts=PARTS) -> list[str]:
     lacks = []
     for part in parts:
         d = folder/part
-        if not d.is_dir(): lacks.append(f'{part}/'); continue
+        if not d.is_dir():
+            lacks.append(f'{part}/')
+            continue
         if part == 'tokenizer':
             if not any((d/n).is_file() for n in ('tokenizer.json', 'vocab.json')): lacks.append('tokenizer/tokenizer.json')
             continue
@@ -153,7 +155,8 @@ def _load(cls, source, sub, **kw):
             f'{source}: its {sub} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). Expected a diffusers folder with '
             f'safetensors. {_remedy(source)}'
         ) from None
-    check_finite(m.state_dict(), f'{source}/{sub}'); return made_ready(m)
+    check_finite(m.state_dict(), f'{source}/{sub}')
+    return made_ready(m)
 
 # %% ../../nbs/worlds/01_load.ipynb #c010b
 def _small(cls, source, sub, **kw):
@@ -253,4 +256,5 @@ def load_world(
 def clone(module, train=False, share=False):
     "An independent copy of a network; with `share`, a copy of its layers around the same (frozen) weights."
     memo = {id(t): t for t in (*module.parameters(), *module.buffers())} if share else {}
-    m = copy.deepcopy(module, memo); return m.train(train) if share else m.train(train).requires_grad_(train)
+    m = copy.deepcopy(module, memo)
+    return m.train(train) if share else m.train(train).requires_grad_(train)

@@ -31,7 +31,8 @@ def sd_schedule(prediction: str='epsilon') -> DDPMScheduler:
 def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='openworld_forget.worlds.folders') -> World:
     "A random world in Stable Diffusion's layout, for tests."
     from transformers import CLIPTextConfig
-    vocab = {t: i for i, t in enumerate([*byte_alphabet(), '<|startoftext|>', '<|endoftext|>'])}; n = len(vocab)
+    vocab = {t: i for i, t in enumerate([*byte_alphabet(), '<|startoftext|>', '<|endoftext|>'])}
+    n = len(vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text = CLIPTextModel(
@@ -77,7 +78,8 @@ def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='o
 # %% ../../nbs/worlds/05_tiny.ipynb #c012c
 def save_world(world: World, folder: Path|str):
     "Write a world as a diffusers folder (safetensors)."
-    world.pipeline().save_pretrained(folder); world.scheduler.save_pretrained(Path(folder)/'scheduler')
+    world.pipeline().save_pretrained(folder)
+    world.scheduler.save_pretrained(Path(folder)/'scheduler')
     # where a part once lay on this machine is nobody's business
     for f in Path(folder).rglob('config.json'): write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})
 

@@ -38,7 +38,8 @@ WORLDS: dict[str, WorldSpec] = {}
 
 def register(spec: WorldSpec) -> WorldSpec:
     "Make a world known by its name."
-    WORLDS[spec.name] = spec; return spec
+    WORLDS[spec.name] = spec
+    return spec
 
 def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
     "A world's definition: by name, or by what differs from the world it is `like` (default sd15): {'name': 'mine', 'source': 'a/diffusers/folder'}."
@@ -47,7 +48,8 @@ def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
     if not isinstance(world, dict): raise ForgetError(f'A world is a name or a mapping with name and source, not {world!r}.')
     if missing := {'name', 'source'} - set(world):
         raise ForgetError(f'A world of your own needs {sorted(missing)}: a name, and the folder or hub id of its weights in diffusers layout.')
-    d = dict(world); return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
+    d = dict(world)
+    return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
 
 # %% ../../nbs/worlds/00_world.ipynb #c006c
 def provider(spec: WorldSpec):
@@ -98,7 +100,9 @@ class World:
     @property
     def resolution(self) -> int: return self.unet.config.sample_size*2**(len(self.vae.config.block_out_channels)-1)
     @property
-    def latent_shape(self) -> tuple: s = self.unet.config.sample_size; return (self.unet.config.in_channels, s, s)
+    def latent_shape(self) -> tuple:
+        s = self.unet.config.sample_size
+        return (self.unet.config.in_channels, s, s)
     @property
     def timesteps(self) -> int: return self.scheduler.config.num_train_timesteps
     @property
@@ -209,12 +213,14 @@ class World:
             if not torch.isfinite(x).all(): raise ForgetError(f'World {self.label!r}: there are NaN or infinite values in the {name}. Make them again.')
 
     def _ab(self, t, like):
-        a = self.scheduler.alphas_cumprod.to(like.device)[t].view(-1, *[1]*(like.ndim-1)); return a.sqrt().to(like.dtype), (1-a).sqrt().to(like.dtype)
+        a = self.scheduler.alphas_cumprod.to(like.device)[t].view(-1, *[1]*(like.ndim-1))
+        return a.sqrt().to(like.dtype), (1-a).sqrt().to(like.dtype)
 
     def add_noise(self, z, eps, t):
         "z_t for latents [n, c, h, w], noise of the same shape, timesteps [n] (whole numbers from 0 to `timesteps` - 1)."
         self._check_noised(z, eps, t)
-        a, s = self._ab(t, z); return a*z + s*eps
+        a, s = self._ab(t, z)
+        return a*z + s*eps
 
     def predict(self, z_t, t, c) -> torch.Tensor:
         "The denoiser's raw output for noised latents [n, ...], timesteps [n], text states [n, length, width]."
@@ -229,10 +235,15 @@ class World:
     def remembered(self, text):
         """Inside, cross-attention takes the keys and values of C prompts (text states [C, length, width]) from a table, computed once; yields
         a function that turns prompt numbers [n] into the text states of the next `predict`."""
-        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]; now = [None]
-        def pick(c): now[0] = c; return text[c]
+        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
+        now = [None]
+        def pick(c):
+            now[0] = c
+            return text[c]
         try:
-            for m in layers: table = m(text); m.forward = lambda _, table=table: table[now[0]]
+            for m in layers:
+                table = m(text)
+                m.forward = lambda _, table=table: table[now[0]]
             yield pick
         finally:
             for m in layers: m.__dict__.pop('forward', None)
@@ -241,12 +252,14 @@ class World:
         "What the raw output is trained towards: noise or velocity."
         self._check_noised(z, eps, t)
         if self.prediction == 'epsilon': return eps
-        a, s = self._ab(t, z); return a*eps - s*z
+        a, s = self._ab(t, z)
+        return a*eps - s*z
 
     def epsilon(self, out, z_t, t):
         "The noise that a raw output stands for: $\\epsilon = \\sqrt{\\bar\\alpha}\\,v + \\sqrt{1-\\bar\\alpha}\\,z_t$."
         if self.prediction == 'epsilon': return out
-        a, s = self._ab(t, z_t); return a*out + s*z_t
+        a, s = self._ab(t, z_t)
+        return a*out + s*z_t
 
     @property
     def prediction(self) -> str: return choose(self.scheduler.config.prediction_type, ['epsilon', 'v_prediction'], 'prediction type')
@@ -263,13 +276,15 @@ class World:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        p.set_progress_bar_config(disable=True); return p
+        p.set_progress_bar_config(disable=True)
+        return p
 
     def to(self, device=None, dtype=None) -> 'World':
         "Move in place."
         check_place(device, dtype)
         for m in (self.text_encoder, self.vae, self.unet): nn.Module.to(m, device=device, dtype=dtype if dtype != m.dtype else None)
-        self._key = None; return self
+        self._key = None
+        return self
 
 # %% ../../nbs/worlds/00_world.ipynb #c016
 register(
