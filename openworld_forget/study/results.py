@@ -15,7 +15,7 @@ from .records import Study
 # %% ../../nbs/study/02_results.ipynb #c014
 NUMBERS = ['value', 'n', 'low', 'high', 'floor', 'excess', 'excess_low', 'excess_high', 'ceiling', 'df', 'shrink', 'excess_shrink']
 LISTS = ['influence', 'floor_influence']                # of each image on the number: what means over runs are made of
-COLUMNS = ['study', 'world', 'concept', 'method', 'seed', 'measure', 'split', 'item', *NUMBERS[:9], 'network', *NUMBERS[9:], *LISTS]
+COLUMNS = ['study', 'world', 'concept', 'method', 'adaptation', 'corrected', 'seed', 'measure', 'split', 'item', *NUMBERS[:9], 'network', *NUMBERS[9:], *LISTS]
 
 # %% ../../nbs/study/02_results.ipynb #c014b
 def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None, files: list[str]=(), **more):
@@ -27,6 +27,8 @@ def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None,
         if wrong: raise ForgetError(f'Result columns {sorted(wrong)} are unknown; known: {COLUMNS}.')
         t = table.reindex(columns=COLUMNS)
         t['seed'] = t['seed'].astype('int64')
+        t['adaptation'] = t['adaptation'].where(t['adaptation'].notna(), '')
+        t['corrected'] = t['corrected'].eq(True)
         for c in NUMBERS: t[c] = t[c].astype('float64')
         for c in LISTS: t[c] = [np.asarray(v, np.float64) if isinstance(v, (np.ndarray, list)) else None for v in t[c]]
         with atomic(folder/f'{name}.parquet') as p: t.to_parquet(p, index=False)

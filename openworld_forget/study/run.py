@@ -225,6 +225,8 @@ class Run:
             world=self.spec.name,
             concept=self.concept or ('checkpoint' if self.checkpoint else ''),
             method=self.method.name if self.method else 'base',
+            adaptation='file' if self.checkpoint else self.method.adaptation.kind if self.method else '',
+            corrected=bool(self.method and not self.checkpoint and self.method.correction),
             seed=self.seed,
             **more,
         )
