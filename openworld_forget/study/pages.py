@@ -15,15 +15,15 @@ from ..metrics.registry import line
 from .findings import Answer, number
 
 # %% ../../nbs/study/11_pages.ipynb #c006
-def cards(said: list[Answer]) -> str:
-    "The first screen: a card per method, a question per row; the colour repeats what the words say."
-    out = []
+def cards(said: list[Answer], about: dict[str, str]|None=None) -> str:
+    "The first screen: a card per method (`about`: what each is), a question per row; the colour repeats what the words say."
+    out, about = [], about or {}
     for m in dict.fromkeys(a.method for a in said):
         rows = ''.join(
             f'<dt>{escape(a.question)}</dt><dd><strong class="{a.tone}">{escape(a.verdict)}</strong> <span>{escape(a.text)}</span>'
             + (f' <em>{escape(a.versus)}</em>' if a.versus else '') + '</dd>'
             for a in said if a.method == m)
-        out.append(f'<section class="card"><h3>{escape(m)}</h3><dl>{rows}</dl></section>')
+        out.append(f'<section class="card"><h3>{escape(m)} <small>{escape(about.get(m, ""))}</small></h3><dl>{rows}</dl></section>')
     return f'<div class="cards">{"".join(out)}</div>'
 
 # %% ../../nbs/study/11_pages.ipynb #c008
@@ -88,6 +88,7 @@ tr.group th { padding-top: .9rem; color: var(--soft); font-weight: 600; text-ali
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: .9rem; margin: 1rem 0 }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem }
 .card h3 { margin: 0 0 .3rem; font-size: 1.1rem }
+.card h3 small { font-weight: 400; color: var(--soft); font-size: .85rem; margin-left: .3rem }
 .card dl { margin: 0 }
 .card dt { color: var(--soft); font-size: .85rem; margin-top: .45rem }
 .card dd { margin: 0 }
