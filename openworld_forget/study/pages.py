@@ -41,9 +41,10 @@ def grouped(rows: pd.DataFrame) -> str:
     methods = list(dict.fromkeys(rows.method))
     head = ''.join(f'<th>{escape(c)}</th>' for c in ('', 'floor', *methods, 'n', 'measured with'))
     body, seen = [], None
-    for k in dict.fromkeys(rows.measure):
+    of_each = {k: line(rows['name'][rows.measure == k].iloc[0]).of for k in dict.fromkeys(rows.measure)}
+    groups = list(dict.fromkeys(x.group for x in of_each.values()))
+    for k, of in sorted(of_each.items(), key=lambda x: groups.index(x[1].group)):
         t = rows[rows.measure == k].set_index('method')
-        of = line(t['name'].iloc[0]).of
         if of.group != seen: body.append(f'<tr class="group"><th colspan="{len(methods) + 4}">{escape(of.group)}</th></tr>')
         seen, first = of.group, t.iloc[0]
         cells = [number(first.floor, of.digits), *(_cell(t.loc[m], of.digits) if m in t.index else '' for m in methods)]
@@ -79,11 +80,11 @@ pre { overflow: auto; background: var(--card); padding: .7rem; border-radius: 6p
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-th:first-child { text-align: left; font-weight: 500 }
+th:first-child { text-align: left; font-weight: 500; min-width: 9rem }
 thead th { border-bottom: 2px solid var(--line); font-weight: 600 }
 td small { color: var(--soft); white-space: nowrap }
 tr.group th { padding-top: .9rem; color: var(--soft); font-weight: 600; text-align: left }
-.wide, .jp-RenderedHTMLCommon, .output_html, .output_markdown { overflow-x: auto }
+.wide, .output_html, .output_markdown, .output_png { overflow-x: auto }
 .reading { color: var(--soft); font-size: .9rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: .9rem; margin: 1rem 0 }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem }
@@ -99,6 +100,7 @@ tr.group th { padding-top: .9rem; color: var(--soft); font-weight: 600; text-ali
   .frame { display: block }
   nav { position: static; max-height: none; padding: .6rem 1rem; border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 0 1rem }
   main { padding: .4rem 1rem 3rem }
+  .output_png img { max-width: none; width: max(100%, 44rem) }
 }
 """
 
@@ -144,6 +146,8 @@ def render(notebook: nbformat.NotebookNode) -> str:
     c.HTMLExporter.embed_images = True
     c.TagRemovePreprocessor.enabled = True
     c.TagRemovePreprocessor.remove_cell_tags = {'injected-parameters', 'parameters'}
+    for cell in notebook.cells:                                     # what libraries say to themselves is in the notebook, and in the log
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     return HTMLExporter(config=c, template_name='basic').from_notebook_node(notebook)[0]
 
 def report(study: str, home: Path, name: str='summary') -> Path:

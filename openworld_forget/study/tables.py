@@ -246,7 +246,7 @@ def unrelated_images(folder) -> torch.Tensor:
     "The images of the unrelated prompts that a step wrote."
     return load_tensors(folder/'images-unrelated.safetensors')[0]['images']
 
-def same_seed(run: Run, concept: str, portraits: int=6, unrelated: int=9) -> Wall:
+def same_seed(run: Run, concept: str, portraits: int=5, unrelated: int=7) -> Wall:
     "The subject and unrelated prompts, of the base and of every method, from the same noise."
     s, lim = run.data.subject(concept, run.world.resolution, run.spec.token), run.limits
     p, q = run.portraits(s.phrase)
@@ -261,7 +261,7 @@ def same_seed(run: Run, concept: str, portraits: int=6, unrelated: int=9) -> Wal
     titles = [short_prompt(x.replace(s.phrase, 'V*')) for x in [p[i] for i in mine] + [u[i] for i in others]]
     return Wall(torch.cat(rows), titles, ['base', *run.study.methods])
 
-def same_seed_files(run: Run, unrelated: int=14) -> Wall:
+def same_seed_files(run: Run, unrelated: int=12) -> Wall:
     "Unrelated prompts, of the base and of every checkpoint, from the same noise."
     u, _ = run.unrelated()
     others = list(range(0, min(unrelated*run.limits.per_prompt, len(u)), run.limits.per_prompt))
