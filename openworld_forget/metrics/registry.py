@@ -27,7 +27,8 @@ MEASURES: dict[str, Measure] = {}
 
 def _measures(group: str, source: str, rows: list[tuple], **same):
     "Enter measures (key, label, fields that differ) of one group and source."
-    for key, label, more in rows: MEASURES[key] = Measure(key=key, label=label, group=group, source=source, **{**same, **more})
+    for key, label, more in rows:
+        MEASURES[key] = Measure(key=key, label=label, group=group, source=source, **{**same, **more})
 
 LI = 'Diffusion Classifier (Li et al. 2023)'
 LEVEL = dict(worse='')
@@ -143,56 +144,71 @@ def _lines(split: str, item: str, rows: list[tuple]):
 
 _lines('', '', [
     ('drop',  'accuracy_drop', 'accuracy drop, {split} (points)',
-     'How much accuracy does the model lose as a zero-shot classifier? Base and adapted world see the same images, timesteps and noise; mean over '
-     'benchmarks. It misses what stays right by a smaller margin.'),
+     'How much accuracy does the model lose as a zero-shot classifier? '
+     'Base and adapted world see the same images, timesteps and noise; mean over benchmarks. '
+     'It misses what stays right by a smaller margin.'),
     ('flips', 'flip_rate', 'answers flipped, {split} (%)',
-     'How many answers change, right or wrong? The floor is what other noise flips in an unchanged model: below it, the shared noise is what keeps '
-     'answers still.'),
+     'How many answers change, right or wrong? '
+     'The floor is what other noise flips in an unchanged model: '
+     'below it, the shared noise is what keeps answers still.'),
     ('worst class', 'worst_class_drop', 'worst class drop, {split}',
-     'The largest drop of a class, mean over benchmarks and subjects. A maximum of noisy numbers: read it beside its floor; it has no interval.'),
+     'The largest drop of a class, mean over benchmarks and subjects. '
+     'A maximum of noisy numbers: read it beside its floor; it has no interval.'),
 ])
 _lines('unrelated', '(mean)', [
     ('colour', 'cdi_tv', 'colour drift, mean',
-     'Color Drift Index: the distance (total variation) of the mean colour-name histograms of a prompt, base and adapted, mean over unrelated prompts. '
+     'Color Drift Index: the distance (total variation) of the mean colour-name histograms of a prompt, '
+     'base and adapted, mean over unrelated prompts. '
      'At few images it is biased upward; the floor has the same bias with *other* seeds.'),
     ('colour, worst', 'cdi_tv', 'colour drift, worst prompt',
      'The same for the prompt that changed most: a maximum, and its floor is a maximum too.', dict(item='(worst)')),
     ('colour, unbiased', 'cdi_squared', '',
-     'The squared shift of the mean histogram without that bias: zero in expectation where the colours of the set did not move.'),
+     'The squared shift of the mean histogram without that bias: '
+     'zero in expectation where the colours of the set did not move.'),
 ])
 _lines('colors', '(mean)', [
-    ('colour words', 'cdi_tv', 'colour drift, colour words', 'The Color Drift Index of the eleven colour words on a neutral object.'),
+    ('colour words', 'cdi_tv', 'colour drift, colour words',
+     'The Color Drift Index of the eleven colour words on a neutral object.'),
     ('asked colour', 'color_asked_change', '',
-     'Does the model still know its colours? Change of the share of pixels that carry the colour that was asked for; negative is forgetting.'),
+     'Does the model still know its colours? '
+     'Change of the share of pixels that carry the colour that was asked for; negative is forgetting.'),
 ])
 _lines('unrelated', '(pooled)', [
     ('KID', 'kid', '', ''),
     ('KID over floor', 'kid_change', '',
-     'Do the pictures as a whole look like the base world\'s, in the features of the image judge? KID of the adapted pictures and the base\'s of other '
-     'seeds, less that of the base and the same others; its interval leaves out the same pictures of all three.'),
+     'Do the pictures as a whole look like the base world\'s, in the features of the image judge? '
+     'KID of the adapted pictures and the base\'s of other seeds, less that of the base and the same others; '
+     'its interval leaves out the same pictures of all three.'),
     ('CMMD', 'cmmd', '', ''),
-    ('CMMD over floor', 'cmmd_change', '', 'The same with CLIP\'s features and a Gaussian kernel: has the mean picture moved?'),
+    ('CMMD over floor', 'cmmd_change', '',
+     'The same with CLIP\'s features and a Gaussian kernel: has the mean picture moved?'),
 ])
 _lines('unrelated', '(mean)', [
     ('texture', 'texture_squared', '', 'Has the luminance energy per octave moved?'),
     ('finest texture', 'texture_fine', '', 'The finest octave, with its sign: negative is smoother, positive rougher.'),
     ('same seed', 'distance_paired', '',
-     'How far is each picture from the base\'s picture of the same seed? The most sensitive measure: zero only where nothing changed at all. The floor '
-     'is the distance of *unrelated* seeds: about the most that can be expected.', dict(line='other seeds')),
-    ('same seed, LPIPS', 'lpips_paired', '', 'The same as people judge it: LPIPS compares the pictures position by position.', dict(line='other seeds')),
-    ('diversity', 'diversity_change', '', 'Do the pictures of one prompt become more alike? Change of the mean pairwise distance of features.'),
+     'How far is each picture from the base\'s picture of the same seed? '
+     'The most sensitive measure: zero only where nothing changed at all. '
+     'The floor is the distance of *unrelated* seeds: about the most that can be expected.', dict(line='other seeds')),
+    ('same seed, LPIPS', 'lpips_paired', '',
+     'The same as people judge it: LPIPS compares the pictures position by position.', dict(line='other seeds')),
+    ('diversity', 'diversity_change', '',
+     'Do the pictures of one prompt become more alike? Change of the mean pairwise distance of features.'),
     ('Vendi', 'vendi_change', '', 'The same as an effective number of different pictures (it has no interval).'),
-    ('LPIPS diversity', 'lpips_diversity_change', '', 'The same in LPIPS: change of the mean distance between the pictures of one prompt.'),
+    ('LPIPS diversity', 'lpips_diversity_change', '',
+     'The same in LPIPS: change of the mean distance between the pictures of one prompt.'),
 ])
 _lines('portraits', '(all)', [
     ('subject', 'feature_i', '',
-     'Is it still the subject? All generated x reference pairs; dashed: the base with the class word; dotted: the references among themselves. '
+     'Is it still the subject? All generated x reference pairs; '
+     'dashed: the base with the class word; dotted: the references among themselves. '
      'Correction should not cost this.', dict(line='base')),
     ('gain', 'feature_i_gain', '', 'The same above the base, picture by picture.'),
     ('subject, CLIP', 'clip_i', '', 'The same as CLIP sees it.', dict(line='base')),
     ('gain, CLIP', 'clip_i_gain', '', ''),
     ('text', 'clip_t', '',
-     'Does it still do what the prompt says? Cosine of picture and prompt without V*; dashed: the base.', dict(line='base')),
+     'Does it still do what the prompt says? '
+     'Cosine of picture and prompt without V*; dashed: the base.', dict(line='base')),
     ('CLIPScore', 'clip_score', '', 'The same on the paper\'s scale.', dict(line='base')),
 ])
 _lines('second look', '(count)', [('dropped classes', 'classes_dropped', '', '')])

@@ -22,6 +22,7 @@ def spans(t: pd.DataFrame) -> np.ndarray:
     v, low, high = (t[c].to_numpy(float) for c in ('value', 'low', 'high'))
     return np.nan_to_num([np.maximum(v - low, 0), np.maximum(high - v, 0)])
 
+# %% ../../nbs/study/10_figures.ipynb #c010lege
 def legend_beside(ax):
     "The legend right of the axes."
     return ax.legend(loc='upper left', bbox_to_anchor=(1.01, 1))
@@ -32,39 +33,48 @@ def forest(
     y: str='item', hue: str|None=None,
     xlabel: str='', title: str='', ax=None,
 ):
-    "Points with 95 % intervals; a grey diamond is the floor: base against base; a tick, where the table has a `ceiling`, is what real images reach."
+    """Points with 95 % intervals; a grey diamond is the floor: base against base.
+
+    A tick, where the table has a `ceiling`, is what real images reach."""
     need = {y, 'value', 'low', 'high', 'floor'} | ({hue} if hue else set())
-    if not need <= set(table.columns): raise ForgetError(f'forest needs the columns {sorted(need)}; missing {sorted(need - set(table.columns))}.')
+    missing = sorted(need - set(table.columns))
+    if missing: raise ForgetError(f'forest needs the columns {sorted(need)}; missing {missing}.')
     names, groups = list(dict.fromkeys(table[y])), list(dict.fromkeys(table[hue])) if hue else [None]
     if ax is None: _, ax = plt.subplots(figsize=(6.4, .5 + .19*len(names)*max(1, len(groups)) + .25*len(names)))
     for g, (grp, color) in enumerate(zip(groups, sns.color_palette('colorblind', len(groups)))):
         t = table[table[hue] == grp] if hue else table
+        once = lambda label: label if g == 0 else None
         pos = np.array([names.index(v) for v in t[y]]) + (g - (len(groups)-1)/2)*.8/len(groups)
-        ax.scatter(t.floor, pos, marker='D', s=24, facecolor='white', edgecolor=FLOOR, zorder=2, label='floor' if g == 0 else None)
+        ax.scatter(t.floor, pos, marker='D', s=24, facecolor='white', edgecolor=FLOOR, zorder=2, label=once('floor'))
         if 'ceiling' in t and t.ceiling.notna().any():
-            ax.scatter(t.ceiling, pos, marker='|', s=170, color=CEILING, lw=2, zorder=2, label='real images' if g == 0 else None)
-        ax.errorbar(t.value, pos, xerr=spans(t), fmt='o', ms=5, color=color, capsize=2, lw=1.4, zorder=3, label=grp or 'adapted')
+            ax.scatter(t.ceiling, pos, marker='|', s=170, color=CEILING, lw=2, zorder=2, label=once('real images'))
+        ax.errorbar(t.value, pos, xerr=spans(t), fmt='o', ms=5, color=color, capsize=2, lw=1.4, zorder=3,
+                    label=grp or 'adapted')
     ax.axvline(0, color=INK, lw=.8)
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5), xlabel=xlabel, title=title, ylabel='')
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5),
+           xlabel=xlabel, title=title, ylabel='')
     legend_beside(ax)
     return ax
 
 # %% ../../nbs/study/10_figures.ipynb #c013
 def confusion_map(change: np.ndarray, classes: list[str], title: str='', ax=None):
-    """A matrix [C, C] of changes in percent points (`semantic.confusion` of adapted minus base): red is more often, blue less; the diagonal is
-    what was lost or gained."""
-    if np.shape(change) != (len(classes), len(classes)):
-        raise ForgetError(f'{len(classes)} classes need a {len(classes)} x {len(classes)} matrix, got {list(np.shape(change))}.')
-    if ax is None: _, ax = plt.subplots(figsize=(2.6 + .2*len(classes), 2 + .2*len(classes)))
+    """A matrix [C, C] of changes in percent points (`semantic.confusion` of adapted minus base).
+
+    Red is more often, blue less; the diagonal is what was lost or gained."""
+    C = len(classes)
+    if np.shape(change) != (C, C):
+        raise ForgetError(f'{C} classes need a {C} x {C} matrix, got {list(np.shape(change))}.')
+    if ax is None: _, ax = plt.subplots(figsize=(2.6 + .2*C, 2 + .2*C))
     top = max(1., np.nanmax(np.abs(change)))
     m = ax.imshow(change, cmap='RdBu_r', vmin=-top, vmax=top)
     ax.grid(False)
-    ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel='answer', ylabel='class', title=title)
+    ax.set(xticks=range(C), yticks=range(C), xlabel='answer', ylabel='class', title=title)
     ax.set_xticklabels(classes, rotation=90, fontsize=7)
     ax.set_yticklabels(classes, fontsize=7)
     plt.colorbar(m, ax=ax, shrink=.8, label='change (points)')
     return ax
 
+# %% ../../nbs/study/10_figures.ipynb #c013chan
 def changed_confusions(labels, base, adapted, C: int) -> np.ndarray:
     "Change of the confusion matrix [C, C] in points; mean over models where `adapted` is [K, n]."
     return np.mean([confusion(labels, a, C) - confusion(labels, base, C) for a in np.atleast_2d(adapted)], 0)
@@ -75,18 +85,22 @@ def worst_confusions(answers: Answers, title: str=''):
     lost = lambda u, m: np.mean(u.base == u.labels) - np.mean(u.adapted[m] == u.labels)
     parts = [(answers.one(k), m) for k in range(len(answers.sizes)) for m in answers.adapted]
     u, m = max(parts, key=lambda x: lost(*x))
-    return confusion_map(changed_confusions(u.labels, u.base, u.adapted[m], len(u.classes)), u.classes,
-                         f'{m}: {u.benchmarks[0]}{title}, mean of {len(u.adapted[m])}')
+    change = changed_confusions(u.labels, u.base, u.adapted[m], len(u.classes))
+    return confusion_map(change, u.classes, f'{m}: {u.benchmarks[0]}{title}, mean of {len(u.adapted[m])}')
 
 # %% ../../nbs/study/10_figures.ipynb #c016
 def tradeoff(rows: pd.DataFrame, x: str='gain', y: str='drop', split: str='', ax=None):
-    "A point per method of the headline's rows, with both intervals; the grey line is the floor of y. x, y: names in the registry."
+    """A point per method of the headline's rows, with both intervals; the grey line is the floor of y.
+
+    x, y: names in the registry."""
     a, b = pick(rows, x, split), pick(rows, y, split)
     names = [m for m in dict.fromkeys(rows.method) if m in a.index and m in b.index]
-    if not names: raise ForgetError(f'No method has both {x!r} and {y!r}; the numbers are {list(dict.fromkeys(rows.name))}.')
+    if not names:
+        raise ForgetError(f'No method has both {x!r} and {y!r}; the numbers are {list(dict.fromkeys(rows.name))}.')
     if ax is None: _, ax = plt.subplots(figsize=(5.6, 3.4))
     for m, color in zip(names, sns.color_palette('colorblind', len(names))):
-        ax.errorbar(a.value[m], b.value[m], xerr=spans(a.loc[[m]]), yerr=spans(b.loc[[m]]), fmt='o', color=color, capsize=2, label=m)
+        ax.errorbar(a.value[m], b.value[m], xerr=spans(a.loc[[m]]), yerr=spans(b.loc[[m]]),
+                    fmt='o', color=color, capsize=2, label=m)
     ax.axhline(b.floor[names[0]], color=FLOOR, ls='--', lw=1.2, label='floor')
     ax.set(xlabel=f'{a.measure.iloc[0]} (similarity to the references)', ylabel=b.measure.iloc[0])
     legend_beside(ax)
@@ -94,18 +108,21 @@ def tradeoff(rows: pd.DataFrame, x: str='gain', y: str='drop', split: str='', ax
 
 # %% ../../nbs/study/10_figures.ipynb #c019
 def by_method(
-    rows: pd.DataFrame,          # one number: columns method, adaptation, corrected, value, low, high, floor, and perhaps ceiling
+    rows: pd.DataFrame,          # one number: method, adaptation, corrected, value, low, high, floor, perhaps ceiling
     each: pd.Series|None=None,   # values of single subjects, index (method, concept)
     ylabel: str='', title: str='', dashed: str='floor', zero: bool=False, ax=None,
 ):
-    "A column per method with its interval, a colour per adaptation, filled where corrected; the dashed line is the floor (or what `dashed` says)."
+    """A column per method with its interval, a colour per adaptation, filled where corrected.
+
+    The dashed line is the floor (or what `dashed` says)."""
     if not len(rows): raise ForgetError('No rows to draw: the measure is not in the results of this study.')
     kinds = list(dict.fromkeys(rows.adaptation))
     color = dict(zip(kinds, sns.color_palette('colorblind', len(kinds))))
     if ax is None: _, ax = plt.subplots(figsize=(1.6 + .62*len(rows), 2.9))
     for i, (r, span) in enumerate(zip(rows.itertuples(), spans(rows).T)):
         c = color[r.adaptation]
-        ax.errorbar(i, r.value, span[:, None], fmt='o', ms=7, color=c, mfc=c if r.corrected else 'white', mew=1.6, capsize=3, lw=1.5, zorder=3)
+        ax.errorbar(i, r.value, span[:, None], fmt='o', ms=7, color=c, mfc=c if r.corrected else 'white',
+                    mew=1.6, capsize=3, lw=1.5, zorder=3)
         if each is not None and r.method in each.index.get_level_values(0):
             v = each.loc[r.method].to_numpy(float)
             ax.scatter(np.full(len(v), i + .22), v, s=11, color='#888888', zorder=2)
@@ -113,19 +130,22 @@ def by_method(
     top = rows.ceiling.iloc[0] if 'ceiling' in rows else np.nan
     if np.isfinite(top): ax.axhline(top, color=CEILING, ls=':', lw=1.6, label='real images', zorder=1)
     if zero: ax.axhline(0, color=INK, lw=.8)
-    ax.set(xticks=range(len(rows)), xticklabels=list(rows.method), ylabel=ylabel, title=title, xlim=(-.5, len(rows) - .3))
+    ax.set(xticks=range(len(rows)), xticklabels=list(rows.method), xlim=(-.5, len(rows) - .3),
+           ylabel=ylabel, title=title)
     ax.grid(False, axis='x')
     legend_beside(ax)
     return ax
 
 # %% ../../nbs/study/10_figures.ipynb #c020look
 def suspects_map(looks: pd.DataFrame, ax):
-    "Suspects of all runs: drop at the first look against drop at the second; filled where it was shown to have dropped."
+    "Suspects of all runs: drop at the first look against drop at the second; filled where shown to have dropped."
     colors = dict(zip((False, True), sns.color_palette('colorblind')))
-    beside = looks.groupby(['first look', 'second look']).cumcount()      # suspects of the same two numbers stand beside each other
+    beside = looks.groupby(['first look', 'second look']).cumcount()      # of suspects with the same two numbers
     for (way, sure), d in looks.groupby(['corrected', 'dropped'], sort=False):
-        ax.scatter(d['first look'] + 1.4*beside[d.index], d['second look'], s=20, facecolor=colors[way] if sure else 'none', edgecolor=colors[way])
-    for way, color in colors.items(): ax.scatter([], [], color=color, label='corrected' if way else 'not corrected')
+        c = colors[way]
+        ax.scatter(d['first look'] + 1.4*beside[d.index], d['second look'], s=20,
+                   facecolor=c if sure else 'none', edgecolor=c)
+    for way, c in colors.items(): ax.scatter([], [], color=c, label='corrected' if way else 'not corrected')
     ax.axline((0, 0), slope=1, color=FLOOR, lw=1)
     ax.axhline(0, color=INK, lw=.8)
     ax.legend(loc='upper left')
@@ -148,23 +168,14 @@ def sweep(
         for _, v in each.unstack().loc[names].items(): ax.plot(x, v.to_numpy(), color='#bbbbbb', lw=1, zorder=1)
     ax.errorbar(x, t.value, yerr=spans(t), fmt='o-', capsize=2, zorder=3)
     ax.axhline(t.floor.iloc[0], color=FLOOR, ls='--', lw=1.2)
-    ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names], xlabel='weight of the correction, $\\lambda$', ylabel=ylabel)
+    ax.set(xticks=x, xticklabels=[f'{weights[m]:g}' for m in names],
+           xlabel='weight of the correction, $\\lambda$', ylabel=ylabel)
     return ax
 
 # %% ../../nbs/study/10_figures.ipynb #c025
 SWATCH = dict(
-    black='#17171a',
-    blue='#2f6fe0',
-    brown='#7d4b23',
-    grey='#8a8a8d',
-    gray='#8a8a8d',
-    green='#35a14a',
-    orange='#f58c1e',
-    pink='#fba5c8',
-    purple='#7832a5',
-    red='#d22328',
-    white='#f7f7f7',
-    yellow='#f8dc3c',
+    black ='#17171a', blue='#2f6fe0', brown ='#7d4b23', grey='#8a8a8d', gray ='#8a8a8d', green ='#35a14a',
+    orange='#f58c1e', pink='#fba5c8', purple='#7832a5', red ='#d22328', white='#f7f7f7', yellow='#f8dc3c',
 )
 
 # %% ../../nbs/study/10_figures.ipynb #c025b
@@ -176,14 +187,8 @@ def color_bars(histograms: dict[str, np.ndarray], title: str='', ax=None):
         for term, v in zip(TERMS, np.asarray(h, float)):
             ax.barh(i, v, left=left, color=SWATCH[term], edgecolor='#bbbbbb', lw=.4, height=.8)
             left += v
-    ax.set(
-        yticks=range(len(histograms)),
-        yticklabels=list(histograms),
-        xlim=(0, 1),
-        ylim=(len(histograms) - 0.5, -0.5),
-        xlabel='share of the pixels',
-        title=title,
-    )
+    ax.set(yticks=range(len(histograms)), yticklabels=list(histograms), ylim=(len(histograms) - .5, -.5),
+           xlim=(0, 1), xlabel='share of the pixels', title=title)
     ax.grid(False)
     return ax
 
@@ -199,10 +204,12 @@ def transport_map(
     for a, (k, p) in zip(ax[0], off.items()):
         m = a.imshow(p.to_numpy(), cmap='Greys', vmin=0, vmax=top)
         a.grid(False)
-        a.set(xticks=range(11), yticks=range(11), xlabel='to', ylabel='from', title=f'{k}: {np.nansum(p.to_numpy()):.3f} moved')
+        a.set(xticks=range(11), yticks=range(11), xlabel='to', ylabel='from',
+              title=f'{k}: {np.nansum(p.to_numpy()):.3f} moved')
         a.set_xticklabels(TERMS, rotation=90, fontsize=8)
         a.set_yticklabels(TERMS, fontsize=8)
         for i, t in enumerate(TERMS):
-            [x.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2)) for x in (a.get_xticklabels()[i], a.get_yticklabels()[i])]
+            for label in (a.get_xticklabels()[i], a.get_yticklabels()[i]):
+                label.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2))
     fig.colorbar(m, ax=ax[0].tolist(), shrink=.8, label='share of the pixels')
     return fig

@@ -15,7 +15,9 @@ from ..worlds.data import Benchmark
 
 # %% ../../nbs/study/06_step_base.ipynb #c004
 def base_scores(run: Run, name: str, split: str) -> tuple[Benchmark, dict, list[str]]:
-    "(benchmark, predictions [n] by floor, files): the base's answers under both noise plans; the scores are written to the base's folder."
+    """The base's answers under both noise plans: (benchmark, predictions [n] by floor, files).
+
+    The scores are written to the base's folder."""
     b, predictions, files = run.benchmark(name, split), {}, []
     for floor in (False, True):
         s = run.scores(run.world, b, floor, f'{name} {split}')
@@ -33,6 +35,7 @@ def accuracy_rows(b: Benchmark, name: str, split: str, base, floor) -> list[dict
     return [dict(measure='accuracy', value=accuracy(y, base), low=low, high=high, floor=accuracy(y, floor), **of),
             dict(measure='flip_rate', value=0., floor=flip_rate(base, floor), **of)]
 
+# %% ../../nbs/study/06_step_base.ipynb #c005answ
 def base_answers(run: Run) -> tuple[pd.DataFrame, list[str]]:
     "Classify every benchmark of the study twice: (result rows, files)."
     rows, files = [], []
@@ -45,6 +48,7 @@ def base_answers(run: Run) -> tuple[pd.DataFrame, list[str]]:
 # %% ../../nbs/study/06_step_base.ipynb #c006
 def base_images(run: Run, name: str) -> tuple[torch.Tensor, str]:
     "The base's images of a set of prompts, from its own seeds, and the file that also has those from other seeds."
-    own, other = (run.images(run.world, *run.asked(name, floor), f'{name}{", floor" if floor else ""}') for floor in (False, True))
+    own = run.images(run.world, *run.asked(name, False), name)
+    other = run.images(run.world, *run.asked(name, True), f'{name}, floor')
     save_tensors(run.folder/f'images-{name}.safetensors', {'images': own, 'floor': other})
     return own, f'images-{name}.safetensors'

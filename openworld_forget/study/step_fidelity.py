@@ -15,12 +15,17 @@ from .run import Run
 def portraits(run: Run) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     "(prompts, one per image; the run's images; the base's) from the same noise."
     prompts, seeds = run.portraits()
-    return prompts, run.images(run.adapted, prompts, seeds, 'portraits'), run.images(run.world, prompts, seeds, 'portraits of the base')
+    new = run.images(run.adapted, prompts, seeds, 'portraits')
+    old = run.images(run.world, prompts, seeds, 'portraits of the base')
+    return prompts, new, old
 
+# %% ../../nbs/study/06_step_fidelity.ipynb #c004rows
 def fidelity_rows(run: Run, prompts: list[str], new: torch.Tensor, old: torch.Tensor) -> pd.DataFrame:
     "CLIP-I, image features, CLIP-T and their gains over the base. CLIP-T reads the prompt without V*."
     judges = judges_of(run.spec)
     plain = [strip_token(p, run.subject.token) for p in prompts]
-    def features(images): return {p: look(judges, x, p, cache=run.cache) for p, x in run.by_prompt(plain, images).items()}
+    def features(images):
+        "Per prompt, what every judge makes of its images."
+        return {p: look(judges, x, p, cache=run.cache) for p, x in run.by_prompt(plain, images).items()}
     references = look(judges, run.subject.images, cache=run.cache)
     return fidelity_table(features(new), references, features(old), networks={k: j.name for k, j in judges.items()})

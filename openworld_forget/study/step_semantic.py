@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'classified', 'drift_rows', 'overall', 'class_rows', 'worst_classes', 'Looks', 'looked_again', 'appeared',
-           'semantic_rows']
+           'second_look_rows', 'semantic_rows']
 
 # %% ../../nbs/study/06_step_semantic.ipynb #c003
 from dataclasses import dataclass
@@ -48,22 +48,26 @@ def classified(run: Run) -> tuple[list[Part], list[str]]:
 
 # %% ../../nbs/study/06_step_semantic.ipynb #c008
 def drift_rows(parts: list[Part]) -> pd.DataFrame:
-    "Rows of `drift_table` of every benchmark (`bench`) and split; of class drops also the `margin`: among equal drops, who lost more of its lead?"
+    """Rows of `drift_table` of every benchmark (`bench`) and split.
+
+    Of class drops also the `margin`: among equal drops, who lost more of its lead?"""
     tables = []
     for p in parts:
         t = drift_table(p.labels, p.bench.classes, p.base, p.adapted, p.floor, p.drawings)
         t['bench'], t['split'] = p.name, p.split
-        t.loc[t.measure == 'class_drop', 'margin'] = [p.lost[p.bench.labels == c].mean() for c in p.bench.labels.unique()]
+        margin = [p.lost[p.bench.labels == c].mean() for c in p.bench.labels.unique()]
+        t.loc[t.measure == 'class_drop', 'margin'] = margin
         tables.append(t)
     return pd.concat(tables, ignore_index=True)
 
+# %% ../../nbs/study/06_step_semantic.ipynb #c008over
 def overall(drift: pd.DataFrame) -> pd.DataFrame:
     "The rows about whole benchmarks."
     return drift[~drift.measure.isin(['class_drop', 'p_holm'])]
 
 # %% ../../nbs/study/06_step_semantic.ipynb #c009
 def class_rows(parts: list[Part]) -> tuple[pd.DataFrame, dict]:
-    "Drops of classes from all their drawings, known designs and held-out ones: (rows with bench and drawings, split-half reliability)."
+    "Class drops from all drawings, known and held-out designs: (rows with bench and drawings, split-half reliability)."
     whole, halves, by = [], [], {}
     for p in parts: by.setdefault(p.name, []).append(p)
     for k, (name, of) in enumerate(by.items()):
@@ -73,12 +77,14 @@ def class_rows(parts: list[Part]) -> tuple[pd.DataFrame, dict]:
         drawings = pd.Series(g).groupby(y).nunique()
         whole.append(t[t.measure == 'class_drop'].assign(bench=name, drawings=drawings.to_numpy()))
         halves.append((1000*k + y, 1000*k + x, 1000*k + a, np.array([f'{name}/{v}' for v in g])))
-    return pd.concat(whole, ignore_index=True), split_half(*(np.concatenate([h[i] for h in halves]) for i in range(4)))
+    return pd.concat(whole, ignore_index=True), split_half(*(np.concatenate(v) for v in zip(*halves)))
 
+# %% ../../nbs/study/06_step_semantic.ipynb #c009wors
 def worst_classes(whole: pd.DataFrame, top: int=15) -> pd.DataFrame:
     "The classes that lost most, `item` in words."
     per = whole.sort_values('value', ascending=False, kind='stable').head(top)
-    return per.assign(item=per.bench + ': ' + per['class'] + per.apply(lambda r: f' ({r.n:.0f} images of {r.drawings} drawings)', axis=1))
+    size = per.apply(lambda r: f' ({r.n:.0f} images of {r.drawings} drawings)', axis=1)
+    return per.assign(item=per.bench + ': ' + per['class'] + size)
 
 # %% ../../nbs/study/06_step_semantic.ipynb #c011
 @dataclass
@@ -89,16 +95,19 @@ class Looks:
     alarms: int              # of the same classes, how many the base under other noise seems to have dropped
     n: int                   # fresh images
 
+# %% ../../nbs/study/06_step_semantic.ipynb #c011look
 def looked_again(run: Run, drift: pd.DataFrame) -> Looks:
     "Ask the suspects of a first look again."
     first = drift[drift.measure == 'class_drop'].reset_index(drop=True)
     first = first.loc[suspects(first.value, run.limits.suspects, first.margin)].rename(columns={'class': 'name'})
     fresh = {k: run.fresh(*k) for k in dict.fromkeys(zip(first.bench, first.split))}
+    asked = [(fresh[r.bench, r.split], r.name) for r in first.itertuples(index=False)]
     def right(world, floor=False):
         "Right answers of a world to the fresh images of every suspect."
-        return [run.look(world, fresh[r.bench, r.split], fresh[r.bench, r.split].classes.index(r.name), floor) for r in first.itertuples(index=False)]
+        return [run.look(world, b, b.classes.index(name), floor) for b, name in asked]
     looks = [right(run.world), right(run.adapted), right(run.world, True)] if len(first) else [[]]
-    first = first.loc[np.array([len(x) > 0 for x in looks[0]], bool)]           # a small data set may have no fresh images of a class
+    some = np.array([len(x) > 0 for x in looks[0]], bool)       # a small data set may have no fresh images of a class
+    first = first.loc[some]
     names = (first.bench + '/' + first.name + ' (' + first.split + ')').tolist()
     if not names: return Looks(pd.DataFrame(), [], 0, 0)
     base, adapted, floor = (np.concatenate(x) for x in looks)
@@ -110,20 +119,33 @@ def looked_again(run: Run, drift: pd.DataFrame) -> Looks:
 # %% ../../nbs/study/06_step_semantic.ipynb #c013
 def appeared(parts: list[Part]) -> pd.DataFrame:
     "The confusions that appeared, worst first."
-    news = [new_confusions(p.labels, p.bench.classes, p.base, p.adapted, p.drawings).assign(benchmark=p.name, split=p.split) for p in parts]
+    news = []
+    for p in parts:
+        t = new_confusions(p.labels, p.bench.classes, p.base, p.adapted, p.drawings)
+        news.append(t.assign(benchmark=p.name, split=p.split))
     return pd.concat(news, ignore_index=True).sort_values(['p_holm', 'change'], ascending=[True, False], kind='stable')
 
+# %% ../../nbs/study/06_step_semantic.ipynb #c013look
+def second_look_rows(looks: Looks) -> list[pd.DataFrame]:
+    "What the second look found, as rows of the result table; the first look at the same suspects beside it."
+    out, again = [], looks.again
+    if len(again):
+        def row(measure, value, **more):
+            return pd.DataFrame(dict(measure=measure, item=again['class'], value=again[value], n=again.n, **more))
+        out += [row('second_look', 'drop', low=again.low, high=again.high, floor=again.floor),
+                row('second_look_p', 'p_holm'),
+                row('first_look', 'first')]
+    count = dict(measure='classes_dropped', item='(count)', value=len(looks.shown), n=looks.n, floor=looks.alarms)
+    return [t.assign(split='second look') for t in (*out, pd.DataFrame([count]))]
+
+# %% ../../nbs/study/06_step_semantic.ipynb #c013rows
 def semantic_rows(drift: pd.DataFrame, whole: pd.DataFrame, trust: dict, looks: Looks) -> pd.DataFrame:
     "The step's result table."
-    drift = drift.copy()
-    drift['item'] = np.where(drift.measure.isin(['class_drop', 'p_holm']), drift.bench + '/' + drift['class'], drift.bench)
-    drift['measure'] = drift.measure.replace({'adapted_accuracy': 'accuracy'})
-    second, again = [], looks.again
-    if len(again):
-        row = lambda measure, value, **more: pd.DataFrame(dict(measure=measure, item=again['class'], value=again[value], n=again.n, **more))
-        second += [row('second_look', 'drop', low=again.low, high=again.high, floor=again.floor), row('second_look_p', 'p_holm'), row('first_look', 'first')]
-    second.append(pd.DataFrame([dict(measure='classes_dropped', item='(count)', value=len(looks.shown), n=looks.n, floor=looks.alarms)]))
-    every = whole.assign(item=whole.bench + '/' + whole['class'], measure='class_drop_all', split='all drawings').drop(columns=['class', 'bench', 'drawings'])
-    half = pd.DataFrame([dict(measure='split_half', item='(classes)', value=trust['rho'], n=trust['classes'], split='all drawings')])
-    tables = [drift.drop(columns=['class', 'bench', 'margin']), *(t.assign(split='second look') for t in second), every, half]
+    of_class = drift.measure.isin(['class_drop', 'p_holm'])
+    drift = drift.assign(item=np.where(of_class, drift.bench + '/' + drift['class'], drift.bench),
+                         measure=drift.measure.replace({'adapted_accuracy': 'accuracy'}))
+    every = whole.assign(item=whole.bench + '/' + whole['class'], measure='class_drop_all', split='all drawings')
+    half = dict(measure='split_half', item='(classes)', value=trust['rho'], n=trust['classes'], split='all drawings')
+    tables = [drift.drop(columns=['class', 'bench', 'margin']), *second_look_rows(looks),
+              every.drop(columns=['class', 'bench', 'drawings']), pd.DataFrame([half])]
     return pd.concat(tables, ignore_index=True)

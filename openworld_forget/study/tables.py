@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['without_correction', 'kinds', 'run_values', 'drop_rows', 'run_rows', 'headline', 'paper_table', 'Tables', 'splits_of',
-           'subjects_of', 'study_tables', 'class_drops', 'halves', 'second_looks', 'per_subject', 'worst_orders',
-           'grown_confusions', 'dropped_note', 'Wall', 'unrelated_images', 'same_seed', 'same_seed_files',
-           'color_shares', 'Settings', 'correction_settings']
+           'subjects_of', 'drift_over_subjects', 'study_tables', 'class_drops', 'halves', 'second_looks', 'per_subject',
+           'worst_orders', 'grown_confusions', 'dropped_note', 'Wall', 'unrelated_images', 'same_seed',
+           'same_seed_files', 'color_shares', 'Settings', 'correction_settings']
 
 # %% ../../nbs/study/07_tables.ipynb #c003
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ def without_correction(m: Method) -> Method:
 
 # %% ../../nbs/study/07_tables.ipynb #c007
 def kinds(study: Study) -> pd.DataFrame:
-    "What the methods and checkpoints of a study are: index method; adaptation, corrected, versus (the same method without correction, or '')."
+    """What the methods and checkpoints of a study are, index method: adaptation, corrected, versus.
+
+    versus: the same method without correction, or '' where there is none."""
     ms = {m: study.method(m) for m in study.methods if study.concepts}
     plain = {m: without_correction(r) for m, r in ms.items()}
     rows = {}
@@ -40,7 +42,8 @@ def kinds(study: Study) -> pd.DataFrame:
         same = [u for u, x in ms.items() if not x.correction and plain[u] == plain[m]] if r.correction else []
         rows[m] = dict(adaptation=r.adaptation.kind, corrected=r.correction > 0, versus=same[0] if same else '')
     rows |= {n: dict(adaptation='file', corrected=False, versus='') for n in study.checkpoints}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['adaptation', 'corrected', 'versus']).rename_axis('method')
+    columns = ['adaptation', 'corrected', 'versus']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('method')
 
 # %% ../../nbs/study/07_tables.ipynb #c010
 def run_values(results: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -50,7 +53,7 @@ def run_values(results: pd.DataFrame, name: str) -> pd.DataFrame:
 
 # %% ../../nbs/study/07_tables.ipynb #c011
 def _compared(row: dict, other: str|None, between) -> dict:
-    "A row with the columns versus, less, half: `between(method, factor, other)` is (value, low, high) of method - factor x other."
+    "The row with versus, less, half; `between(method, factor, other)`: value, low, high of method - factor x other."
     for name, factor in (('less', 1.), ('half', .5)):
         v = between(row['method'], factor, other) if other else (np.nan,)*3
         row |= {name: v[0], f'{name}_low': v[1], f'{name}_high': v[2]}
@@ -64,12 +67,13 @@ def drop_rows(
     subjects: dict|None=None,    # method -> the subject of each of its models; None: every model has its own
     versus: dict|None=None,      # corrected method -> its uncorrected form
 ) -> pd.DataFrame:
-    "Rows of the headline of one split: accuracy drop, answers flipped, worst class drop; means over benchmarks and customizations."
+    "Rows of one split: accuracy drop, answers flipped, worst class drop; means over benchmarks and customizations."
     C, out, versus = sum(sizes), [], versus or {}
     who = {m: (subjects or {}).get(m, list(range(len(a)))) for m, a in adapted.items()}
     for x in [x for x in LINES.values() if not x.split]:
         f = over_benchmarks(x.measure, sizes)
-        fl, mean = float(f(labels, base, floor, C)), {m: float(np.mean([f(labels, base, p, C) for p in a])) for m, a in adapted.items()}
+        fl = float(f(labels, base, floor, C))
+        mean = {m: float(np.mean([f(labels, base, p, C) for p in a])) for m, a in adapted.items()}
         def ends(m, *terms):
             if x.name == 'worst class': return np.nan, np.nan           # a maximum has no interval
             return contrast_interval(f, labels, base, *terms, groups=groups, C=C, subjects=who[m])
@@ -89,57 +93,60 @@ def drop_rows(
 # %% ../../nbs/study/07_tables.ipynb #c013
 def run_rows(results: pd.DataFrame, methods: list[str], versus: dict|None=None) -> pd.DataFrame:
     "Rows of the headline of the numbers that every run reports, averaged over runs."
-    out, versus = [], versus or {}
+    out, versus, which = [], versus or {}, ['concept', 'seed']
     for x in [x for x in LINES.values() if x.split]:
-        every = run_values(results, x.name).sort_values(['concept', 'seed'], kind='stable')
+        every = run_values(results, x.name).sort_values(which, kind='stable')
         runs = {m: r.reset_index(drop=True) for m, r in every.groupby('method')}
         def between(m, factor, other):
             a, b = runs[m], runs.get(other)
-            if b is None or a[['concept', 'seed']].values.tolist() != b[['concept', 'seed']].values.tolist(): return (np.nan,)*3
+            alike = b is not None and a[which].values.tolist() == b[which].values.tolist()
+            if not alike: return (np.nan,)*3
             return over_runs((1, a), (-factor, b), subjects=list(a.concept))
         for m in (m for m in methods if m in runs):
             r, who = runs[m], list(runs[m].concept)
             v, low, high = over_runs((1, r), subjects=who)
             over = over_runs((1, r), subjects=who, excess=True)
             row = dict(measure=x.title(), method=m, value=v, low=low, high=high,
-                       floor=r.floor.mean(), excess=over[0], excess_low=over[1], excess_high=over[2], ceiling=r.ceiling.mean(),
+                       floor=r.floor.mean(), excess=over[0], excess_low=over[1], excess_high=over[2],
+                       ceiling=r.ceiling.mean(),
                        n=r.n.mean(), runs=len(r), scope=speaks_for(who), network=r.network.iloc[0])
             out.append(_compared(row, versus.get(m), between) | dict(name=x.name, split=x.split))
     return pd.DataFrame(out)
 
 # %% ../../nbs/study/07_tables.ipynb #c018
+def _printed(v: float) -> str:
+    "A number of the headline, about three digits of it; '' where there is none."
+    if np.isnan(v): return ''
+    if abs(v) < 1e-9: return '0'
+    return f'{v:.{1 if abs(v) >= 10 else 3 if abs(v) < 1 else 2}f}'
+
+# %% ../../nbs/study/07_tables.ipynb #c018head
 def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    "The rows as text, a column per method: value [low, high]; the floor first, images x customizations and the measuring network last."
+    "The rows as text, a column per method: value [low, high]; floor first, images x customizations and network last."
     if not len(rows): raise ForgetError('No results to summarize. Run the study first.')
-    f = lambda v: '' if np.isnan(v) else '0' if abs(v) < 1e-9 else f'{v:.1f}' if abs(v) >= 10 else f'{v:.3f}' if abs(v) < 1 else f'{v:.2f}'
-    order, cell = list(dict.fromkeys(rows.measure)), lambda r: f(r.value) + ('' if np.isnan(r.low) else f' [{f(r.low)}, {f(r.high)}]')
-    t = (
-        rows.assign(cell=rows.apply(cell, axis=1))
-        .pivot(index='measure', columns='method', values='cell')
-        .loc[order, list(dict.fromkeys(rows.method))]
-        .fillna('')
-    )
-    first = rows.groupby('measure').first().loc[order]
-    t.insert(0, 'floor (base)', first.floor.map(f))
+    interval = lambda r: '' if np.isnan(r.low) else f' [{_printed(r.low)}, {_printed(r.high)}]'
+    cell = lambda r: _printed(r.value) + interval(r)
+    order, methods = (list(dict.fromkeys(x)) for x in (rows.measure, rows.method))
+    wide = rows.assign(cell=rows.apply(cell, axis=1)).pivot(index='measure', columns='method', values='cell')
+    t, first = wide.loc[order, methods].fillna(''), rows.groupby('measure').first().loc[order]
+    t.insert(0, 'floor (base)', first.floor.map(_printed))
     t['n'] = first.apply(lambda r: f'{r.n:.0f} x {r.runs:.0f}', axis=1)
     t['measured with'] = first.network
     return t.rename_axis(None).rename_axis(None, axis=1)
 
 # %% ../../nbs/study/07_tables.ipynb #c021
 def paper_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
-    "Accuracy in percent (mean worst-class drop) per benchmark, one row per method, mean over concepts and seeds; base first, then its floor."
+    "Accuracy in percent (mean worst class drop) per benchmark, mean over runs: the base, its floor, then every method."
     r = results[results.split == split]
-    acc = r[(r.measure == 'accuracy')]
-    wcd = r[r.measure == 'worst_class_drop']
+    acc, wcd = r[r.measure == 'accuracy'], r[r.measure == 'worst_class_drop']
     cols = list(dict.fromkeys(acc[acc.method == 'base'].item))
     out = {}
     b = acc[acc.method == 'base'].set_index('item')
     out['base'] = {c: f'{b.value[c]:.1f}' for c in cols} | {'mean': f'{b.value[cols].mean():.1f}'}
-    out['base, other noise'] = {c: f'{b.floor[c]:.1f} ({wcd[wcd.item == c].floor.mean():.1f})' for c in cols} | {
-        'mean': f'{b.floor[cols].mean():.1f}'
-    }
+    noise = {c: f'{b.floor[c]:.1f} ({wcd[wcd.item == c].floor.mean():.1f})' for c in cols}
+    out['base, other noise'] = noise | {'mean': f'{b.floor[cols].mean():.1f}'}
     for m in dict.fromkeys(acc[acc.method != 'base'].method):
-        a, w = acc[acc.method == m].groupby('item').value.mean(), wcd[wcd.method == m].groupby('item').value.mean()
+        a, w = (t[t.method == m].groupby('item').value.mean() for t in (acc, wcd))
         out[m] = {c: f'{a[c]:.1f} ({w[c]:.1f})' for c in cols} | {'mean': f'{a[cols].mean():.1f}'}
     return pd.DataFrame(out).T
 
@@ -157,12 +164,26 @@ class Tables:
 # %% ../../nbs/study/07_tables.ipynb #c024
 def splits_of(study: Study, results: pd.DataFrame) -> list[str]:
     "The splits of the classifier's images that a study has, in its order."
-    return [s for s in study.limits.splits if s in set(results.split)] or sorted(set(results[results.measure == 'accuracy'].split))
+    found = set(results.split)
+    ours = [s for s in study.limits.splits if s in found]
+    return ours or sorted(set(results.split[results.measure == 'accuracy']))
 
+# %% ../../nbs/study/07_tables.ipynb #c024subj
 def subjects_of(study: Study) -> dict[str, list[str]]:
     "The subject of every run of every method."
     return {m: [c for c in study.concepts for _ in study.seeds] for m in study.methods if study.concepts}
 
+# %% ../../nbs/study/07_tables.ipynb #c024over
+def drift_over_subjects(answers: Answers, split: str) -> list[pd.DataFrame]:
+    "Rows of `concept_table` of one split: for every benchmark and method, over its subjects."
+    out = []
+    for u in map(answers.one, range(len(answers.sizes))):
+        for m, a in u.adapted.items():
+            t = concept_table(u.labels, u.classes, u.base, a, u.floor, u.groups)
+            out.append(t.assign(item=u.benchmarks[0], split=split, method=m))
+    return out
+
+# %% ../../nbs/study/07_tables.ipynb #c024tabs
 def study_tables(run: Run) -> Tables:
     "Read the results of a study, and make the headline."
     study, results, what = run.study, collect(run.home, run.study), kinds(run.study)
@@ -171,68 +192,80 @@ def study_tables(run: Run) -> Tables:
     rows, over = [], []
     for s, v in answers.items():
         rows.append(drop_rows(v.labels, v.sizes, v.base, v.floor, v.adapted, v.groups, s, subjects_of(study), versus))
-        for u in map(v.one, range(len(v.sizes))):
-            over += [concept_table(u.labels, u.classes, u.base, a, u.floor, u.groups).assign(item=u.benchmarks[0], split=s, method=m)
-                     for m, a in u.adapted.items()]
+        over += drift_over_subjects(v, s)
     head = pd.concat([*rows, run_rows(results, list(what.index), versus)], ignore_index=True)
     head = head.join(what[['adaptation', 'corrected']], on='method')
     return Tables(results, what, splits, answers, head, pd.concat(over, ignore_index=True))
 
 # %% ../../nbs/study/07_tables.ipynb #c025
 def class_drops(t: Tables, top: int=12) -> pd.DataFrame:
-    "The classes that lost most under the first method, all drawings of each, mean over customizations: method, item, value, floor, n, in this order."
+    """The classes that lost most under the first method, all drawings of each, mean over customizations.
+
+    Columns item, method, value, floor, n, low, high; for every class the methods in the study's order."""
     methods = list(t.kinds.index)
     d = t.results[t.results.measure == 'class_drop_all']
-    mean = d.groupby(['method', 'item'])[['value', 'floor', 'n']].mean().loc[methods].reset_index()      # one colour each, in the study's order
+    mean = d.groupby(['method', 'item'])[['value', 'floor', 'n']].mean().loc[methods].reset_index()
     worst = mean[mean.method == methods[0]].sort_values('value', ascending=False, kind='stable').head(top)
     rows = mean[mean['item'].isin(worst['item'])].assign(low=np.nan, high=np.nan)
     return rows.set_index('item').loc[list(worst['item'])].reset_index()
 
+# %% ../../nbs/study/07_tables.ipynb #c025half
 def halves(t: Tables, splits: list[str]|None=None, floor: bool=False) -> dict[str, dict]:
     "Split-half reliability of the class drops of every method, over all drawings of these splits (None: of all)."
     parts = {s: t.answers[s] for s in splits or t.splits}
-    y, b = (np.concatenate([getattr(v, k) for v in parts.values()]) for k in ('labels', 'base'))
+    y, b = (np.concatenate([getattr(v, k) for v in parts.values()]) for k in ('labels', 'base'))      # each (N,)
     g = np.concatenate([[f'{s}/{k}' for k in v.groups] for s, v in parts.items()])
-    adapted = {m: np.concatenate([v.adapted[m] for v in parts.values()], 1) for m in t.kinds.index}
+    adapted = {m: np.concatenate([v.adapted[m] for v in parts.values()], 1) for m in t.kinds.index}   # each (K, N)
     if floor: adapted = {'floor': np.concatenate([v.floor[None] for v in parts.values()], 1)} | adapted
     return {m: split_half(y, b, a, g, 100) for m, a in adapted.items()}
 
+# %% ../../nbs/study/07_tables.ipynb #c025look
 def second_looks(t: Tables) -> pd.DataFrame:
     "A row per suspect: method, concept, seed, item, first look, second look, p (Holm), dropped, corrected."
     of = lambda k: t.results[t.results.measure == k].set_index(['method', 'concept', 'seed', 'item']).value
-    d = pd.DataFrame({'first look': of('first_look'), 'second look': of('second_look'), 'p (Holm)': of('second_look_p')}).reset_index()
+    columns = {'first look': 'first_look', 'second look': 'second_look', 'p (Holm)': 'second_look_p'}
+    d = pd.DataFrame({name: of(k) for name, k in columns.items()}).reset_index()
     d['dropped'] = d['p (Holm)'] <= .05
     return d.join(t.kinds[['corrected']], on='method')
 
 # %% ../../nbs/study/07_tables.ipynb #c025more
 def per_subject(t: Tables, name: str, split: str='') -> pd.Series|None:
     "Values of single subjects of one number of the headline, index (method, concept), mean over training seeds."
-    x = line(name)
-    if x.split: r = run_values(t.results, name)
-    else: r = t.results[(t.results.measure == x.measure) & (t.results.split == (split or t.splits[-1])) & (t.results.method != 'base')]
+    x, r = line(name), t.results
+    if x.split: r = run_values(r, name)
+    else: r = r[(r.measure == x.measure) & (r.split == (split or t.splits[-1])) & (r.method != 'base')]
     return r.groupby(['method', 'concept']).value.mean() if len(r) else None
 
+# %% ../../nbs/study/07_tables.ipynb #c025ordr
 def worst_orders(t: Tables, split: str) -> pd.DataFrame:
-    "The worst class drop in both orders, mean over benchmarks: each run's worst class, and the class that is worst on average."
-    names = {'worst_class_drop_mean_of_max': 'mean of the maxima', 'worst_class_drop_max_of_mean': 'maximum of the means'}
+    "The worst class drop, mean over benchmarks: each run's worst class, and the class that is worst on average."
+    names = {'worst_class_drop_mean_of_max': 'mean of the maxima',
+             'worst_class_drop_max_of_mean': 'maximum of the means'}
     d = t.over[t.over.split.eq(split) & t.over.measure.isin(names)].groupby(['measure', 'method'], sort=False)
     return d[['value', 'low', 'high', 'floor']].mean().reset_index().assign(measure=lambda d: d.measure.map(names))
 
+# %% ../../nbs/study/07_tables.ipynb #c025conf
 def grown_confusions(answers: Answers) -> pd.DataFrame:
-    "Pairs of class and wrong answer that grew most, over the runs of each method, Holm-corrected over all pairs of a method."
-    tiled = lambda x, a: np.tile(x, len(a))
-    y, b, each = answers.labels, answers.base, np.arange(len(answers.labels))
-    parts = [new_confusions(tiled(y, a), answers.classes, tiled(b, a), a.ravel(), tiled(each, a)).assign(method=m) for m, a in answers.adapted.items()]
-    moved = pd.concat(parts, ignore_index=True).sort_values(['p_holm', 'change'], ascending=[True, False], kind='stable')
+    "Pairs of class and wrong answer that grew most, over the runs of each method, Holm-corrected over its pairs."
+    y, b, each = answers.labels, answers.base, np.arange(len(answers.labels))     # each (N,)
+    parts = []
+    for m, a in answers.adapted.items():                                          # (K, N)
+        tiled = lambda x: np.tile(x, len(a))                                      # (K*N,)
+        t = new_confusions(tiled(y), answers.classes, tiled(b), a.ravel(), tiled(each))
+        parts.append(t.assign(method=m))
+    moved = pd.concat(parts, ignore_index=True)
+    moved = moved.sort_values(['p_holm', 'change'], ascending=[True, False], kind='stable')
     return moved[['method', 'class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p_holm']]
 
+# %% ../../nbs/study/07_tables.ipynb #c025note
 def dropped_note(looks: pd.DataFrame, methods: list[str], fresh: int, suspects: int) -> str:
     "Which suspects were shown to have dropped, in a sentence."
     told = lambda r: f'{r["item"]} ({r["concept"]}, {r["second look"]:.0f} points)'
     by = {m: d.sort_values('second look', ascending=False) for m, d in looks[looks.dropped].groupby('method')}
     listed = [f'**{m}**: {", ".join(told(r) for _, r in by[m].iterrows())}' for m in methods if m in by]
-    return (f'{fresh} fresh images of {suspects} suspects a run. Shown to have dropped: {"; ".join(listed) or "none"}. The suspects of all runs had lost '
-            f'{looks["first look"].mean():.0f} points at the first look and {looks["second look"].mean():.0f} at the second.')
+    return (f'{fresh} fresh images of {suspects} suspects a run. Shown to have dropped: {"; ".join(listed) or "none"}. '
+            f'The suspects of all runs had lost {looks["first look"].mean():.0f} points at the first look '
+            f'and {looks["second look"].mean():.0f} at the second.')
 
 # %% ../../nbs/study/07_tables.ipynb #c027
 @dataclass
@@ -242,10 +275,12 @@ class Wall:
     titles: list[str]
     rows: list[str]
 
+# %% ../../nbs/study/07_tables.ipynb #c027unre
 def unrelated_images(folder) -> torch.Tensor:
     "The images of the unrelated prompts that a step wrote."
     return load_tensors(folder/'images-unrelated.safetensors')[0]['images']
 
+# %% ../../nbs/study/07_tables.ipynb #c027same
 def same_seed(run: Run, concept: str, portraits: int=5, unrelated: int=7) -> Wall:
     "The subject and unrelated prompts, of the base and of every method, from the same noise."
     s, lim = run.data.subject(concept, run.world.resolution, run.spec.token), run.limits
@@ -261,20 +296,23 @@ def same_seed(run: Run, concept: str, portraits: int=5, unrelated: int=7) -> Wal
     titles = [short_prompt(x.replace(s.phrase, 'V*')) for x in [p[i] for i in mine] + [u[i] for i in others]]
     return Wall(torch.cat(rows), titles, ['base', *run.study.methods])
 
+# %% ../../nbs/study/07_tables.ipynb #c027file
 def same_seed_files(run: Run, unrelated: int=12) -> Wall:
     "Unrelated prompts, of the base and of every checkpoint, from the same noise."
     u, _ = run.unrelated()
     others = list(range(0, min(unrelated*run.limits.per_prompt, len(u)), run.limits.per_prompt))
     folders = [run.base_folder, *(run_folder(run.home, '', n) for n in run.study.checkpoints)]
-    return Wall(torch.cat([unrelated_images(f)[others] for f in folders]), [short_prompt(u[i]) for i in others], ['base', *run.study.checkpoints])
+    images = torch.cat([unrelated_images(f)[others] for f in folders])
+    return Wall(images, [short_prompt(u[i]) for i in others], ['base', *run.study.checkpoints])
 
 # %% ../../nbs/study/07_tables.ipynb #c028
 def color_shares(run: Run) -> dict[str, np.ndarray]:
-    "Mean colour-name histograms [11] over all unrelated images: of the base, of the base with other seeds, of every method."
+    "Mean colour-name histograms [11] of all unrelated images: the base, the base with other seeds, every method."
     base = load_tensors(run.base_folder/'images-unrelated.safetensors')[0]
     mean = lambda images: name_histogram(images).mean(0)
     out = {'base': mean(base['images']), 'base, other seeds': mean(base['floor'])}
-    for m, folders in run.study.folders(run.home).items(): out[m] = np.mean([mean(unrelated_images(f)) for f in folders], 0)
+    for m, folders in run.study.folders(run.home).items():
+        out[m] = np.mean([mean(unrelated_images(f)) for f in folders], 0)
     return out
 
 # %% ../../nbs/study/07_tables.ipynb #c029set
@@ -286,26 +324,33 @@ class Settings:
     adaptation: str
     source: dict[str, str]      # method -> what the correction sees, '' without correction
     weight: dict[str, float]    # method -> lambda
-    inputs: dict[str, str]      # method -> its input in words; those of the default weight, and the one without correction
-    weights: dict[str, float]   # method -> lambda; of the input for which there are most weights, and the one without correction
+    inputs: dict[str, str]      # method -> its input in words: those of the default weight, and `none`
+    weights: dict[str, float]   # method -> lambda: of the input for which there are most weights, and `none`
     labels: dict[str, str]      # method -> input and lambda
 
+# %% ../../nbs/study/07_tables.ipynb #c029corr
 def correction_settings(study: Study) -> Settings:
-    "Read the settings of the correction from the records of a study's methods."
+    """Read the settings of the correction from the records of a study's methods.
+
+    Raises ForgetError where no method is without correction, or none is with it."""
     ms, default = {m: study.method(m) for m in study.methods}, Method(name='default')
-    kind = lambda m: (m.source, m.share)
-    seen = lambda m: m.source + (' (whole batch)' if m.share == 1 else '')
     none = next((n for n, m in ms.items() if not m.correction), None)
     fixed = [m for m in ms.values() if m.correction]
-    if none is None or not fixed: raise ForgetError(f'The study {study.name!r} needs a method without correction and one with it; it has {list(ms)}.')
+    if none is None or not fixed:
+        raise ForgetError(f'The study {study.name!r} needs a method without correction and one with it; '
+                          f'it has {list(ms)}.')
+    kind = lambda m: (m.source, m.share)
+    seen = lambda m: m.source + (' (whole batch)' if m.share == 1 else '')
+    said = lambda text, m: text if m.correction else 'no correction'
     swept = max((kind(m) for m in fixed), key=lambda k: len({m.correction for m in fixed if kind(m) == k}))
+    usual = {n: m for n, m in ms.items() if n == none or m.correction == LAMBDA}
     return Settings(
         none=none,
         ours=next((n for n, m in ms.items() if m.correction == LAMBDA and kind(m) == kind(default)), None),
         adaptation=ms[none].adaptation.kind,
         source={n: m.source if m.correction else '' for n, m in ms.items()},
         weight={n: m.correction for n, m in ms.items()},
-        inputs={n: seen(m) if m.correction else 'no correction' for n, m in ms.items() if m.correction == LAMBDA or n == none},
+        inputs={n: said(seen(m), m) for n, m in usual.items()},
         weights={n: m.correction for n, m in ms.items() if n == none or m.correction and kind(m) == swept},
-        labels={n: f'{seen(m)}, $\\lambda$ = {m.correction:g}' if m.correction else 'no correction' for n, m in ms.items()},
+        labels={n: said(f'{seen(m)}, $\\lambda$ = {m.correction:g}', m) for n, m in ms.items()},
     )
