@@ -101,6 +101,7 @@ def _measured(name: str, r: pd.Series) -> str:
     text = SAID[name].format(f(r.value) + interval)
     return text if name == 'gain' else f'{text}; floor {f(r.floor)}'
 
+# %% ../../nbs/study/08_findings.ipynb #c010list
 def answers(rows: pd.DataFrame) -> list[Answer]:
     "The first screen of a report: an answer per method and question, in the order of the methods."
     out = []
