@@ -23,8 +23,8 @@ from openworld_forget.metrics.fidelity import clip_score, image_alignment, real_
 from openworld_forget.metrics.judges import unit
 from openworld_forget.mini.data import benchmark
 from openworld_forget.metrics.semantic import (
-    STATS, WorstDrop, accuracy, class_accuracy, class_drop, confusion, drift_table, flip_rate, hierarchical_bootstrap,
-    new_confusions, paired_bootstrap, worst_class_drop,
+    STATS, WorstDrop, accuracy, class_accuracy, class_drop, confusion, drift_table, flip_rate, runs_interval,
+    new_confusions, paired_interval, worst_class_drop,
 )
 from openworld_forget.metrics.stats import holm, resample_weights, sign_test, wilson
 from openworld_forget.metrics.texture import band_energy
@@ -333,16 +333,16 @@ def test_intervals(case, seed):
     p = np.random.default_rng(seed).permutation(len(y))
     for k, f in STATS.items():
         for g in (None, groups):
-            lo, hi = paired_bootstrap(k, y, b, a, g, C=C)
+            lo, hi = paired_interval(k, y, b, a, g, C=C)
             if k == 'worst_class_drop' or np.isnan(lo):
                 assert np.isnan([lo, hi]).all()
                 continue
             v = f(y, b, a, C)
             assert lo - 1e-9 <= v <= hi + 1e-9 or 'drop' in k and lo <= v*.5 <= hi          # few changes: the centre is drawn towards none
-            assert (lo, hi) == hierarchical_bootstrap(k, y, b, [a, a], g, C=C) and -100 - 1e-9 <= v <= 100 + 1e-9
-            shuffled = paired_bootstrap(k, y[p], b[p], a[p], None if g is None else [f'x{g[i]}' for i in p], C=C)
+            assert (lo, hi) == runs_interval(k, y, b, [a, a], g, C=C) and -100 - 1e-9 <= v <= 100 + 1e-9
+            shuffled = paired_interval(k, y[p], b[p], a[p], None if g is None else [f'x{g[i]}' for i in p], C=C)
             assert np.allclose(shuffled, (lo, hi))
-            if k == 'accuracy_drop': assert np.allclose(paired_bootstrap(k, y, a, b, g, C=C), (-hi, -lo))
+            if k == 'accuracy_drop': assert np.allclose(paired_interval(k, y, a, b, g, C=C), (-hi, -lo))
     W = resample_weights(y, groups, 20, seed % 1000)
     assert all((W[:, y == c].sum(1) > 0).all() for c in set(y))
     assert all((W[:, [i for i, h in enumerate(groups) if h == q]].std(1) == 0).all() for q in set(groups))

@@ -19,8 +19,8 @@ from openworld_forget.metrics.fidelity import clip_score, fidelity_table, image_
 from openworld_forget.metrics.judges import lpips_judge
 from openworld_forget.metrics.semantic import (
     accuracy, class_accuracy, class_drop, class_tests, concept_table, confusion, contrast_interval, drift_table,
-    dropped_classes, expected_floor, flip_rate, hierarchical_bootstrap, mean_class_accuracy, new_confusions,
-    over_benchmarks, paired_bootstrap, second_look, split_half, suspects, worst_class_drop,
+    dropped_classes, expected_floor, flip_rate, runs_interval, mean_class_accuracy, new_confusions,
+    over_benchmarks, paired_interval, second_look, split_half, suspects, worst_class_drop,
 )
 from openworld_forget.metrics.stats import holm, mean_interval, resample_weights, sign_test, spread, wilson
 from openworld_forget.metrics.texture import band_energy, texture_table
@@ -60,8 +60,8 @@ MEASURES = {
     'class_tests': (class_tests, Y, C, B, A, GROUPS),
     'dropped_classes': (lambda *a: dropped_classes(*a) and 0.0, Y, C, B, A, GROUPS),
     'new_confusions': (new_confusions, Y, C, B, A, GROUPS),
-    'paired_bootstrap': (lambda y, b, a, g: np.nan_to_num(paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, A, GROUPS),
-    'hierarchical_bootstrap': (lambda y, b, a, g: np.nan_to_num(hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, [A, B], GROUPS),
+    'paired_interval': (lambda y, b, a, g: np.nan_to_num(paired_interval('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, A, GROUPS),
+    'runs_interval': (lambda y, b, a, g: np.nan_to_num(runs_interval('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, [A, B], GROUPS),
     'spread': (lambda x, y, g: spread(x, y, g)[0], SCORE, Y, GROUPS),
     'mean_interval': (lambda x, y, g: np.nan_to_num(mean_interval(x, y, g)), SCORE, Y, GROUPS),
     'contrast_interval': (lambda y, b, a, f: np.nan_to_num(contrast_interval('flip_rate', y, b, (1, a), (-1, f), C=3)), Y, B, A, B),
@@ -69,7 +69,7 @@ MEASURES = {
     'leave_out': (lambda n: leave_out(n)[0], 4),
     'jackknife': (lambda v: jackknife(v).value, leave_out(5)@np.arange(5.)),
     'over_benchmarks': (
-        lambda s, y, b, a: np.nan_to_num(paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3)),
+        lambda s, y, b, a: np.nan_to_num(paired_interval(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3)),
         [1, 2],
         Y,
         B,

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from ..core import rng, root, write_text
 from .distribution import cubic, gaussian, mmd2, pooled
 from .fidelity import image_alignment
-from .semantic import class_drop, contrast_interval, hierarchical_bootstrap, paired_bootstrap
+from .semantic import class_drop, contrast_interval, runs_interval, paired_interval
 from .stats import ENOUGH, ONE_CLASS
 from .uncertainty import average, equal, jackknife, leave_out, mean_shift2, over_runs, row
 from .variety import diversity, paired_distance, vendi
@@ -54,7 +54,7 @@ def of_answers(r, C, per, subjects=1, between=0., **world) -> dict:
     y, g, base, adapted, drop = answers(r, C, per, subjects=subjects, between=between, **world)
     p = {**dict(right=.85, lose=.15, gain=.2), **world}
     hit = lambda ok: np.where(ok, y, (y + 1) % C)
-    iv = lambda k, b, a: hierarchical_bootstrap(k, y, hit(b), hit(a), g, C=C)
+    iv = lambda k, b, a: runs_interval(k, y, hit(b), hit(a), g, C=C)
     truth = drop if subjects < ENOUGH else 100*(p['right']*p['lose'] - (1 - p['right'])*p['gain'])
     out = {'accuracy drop': (*iv('accuracy_drop', base, adapted), *usual_drop(y, g, base, adapted, r), truth)}
     if subjects == 1:
@@ -160,7 +160,7 @@ def of_suspect(r, n=20, lose=.5, right=.9) -> dict:
     a = np.where(base, r.random(n) >= lose, False)
     y, b, w = np.zeros(n, int), np.where(base, 0, 1), np.where(a, 0, 1)
     W = r.multinomial(n, np.full(n, 1/n), size=200)/n
-    lo, hi = (v[0] for v in paired_bootstrap(class_drop, y, b, w, C=2))
+    lo, hi = (v[0] for v in paired_interval(class_drop, y, b, w, C=2))
     return {'drop of one class': (lo, hi, *100*np.quantile(W@(base*1. - a), [.025, .975]), 100*right*lose)}
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov010c

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STATS', 'SCORES', 'SHARES', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate',
            'confusion', 'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'image_weights', 'contrast_interval',
-           'hierarchical_bootstrap', 'paired_bootstrap', 'measures', 'floor', 'class_tests', 'dropped_classes',
-           'new_confusions', 'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half',
-           'reliability_note', 'expected_floor']
+           'runs_interval', 'paired_interval', 'measures', 'floor', 'class_tests', 'dropped_classes', 'new_confusions',
+           'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half', 'reliability_note',
+           'expected_floor']
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c003
 from itertools import accumulate
@@ -165,7 +165,7 @@ def contrast_interval(
     return 100*lo, 100*hi
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c18ce
-def hierarchical_bootstrap(
+def runs_interval(
     stat,                          # a name in STATS, or f(labels, base, adapted, C, w) -> [n] or [n, C]
     labels, base_pred,
     adapted_pred,                  # [K, N]: one row per concept (customized model)
@@ -195,10 +195,10 @@ def hierarchical_bootstrap(
     return p - h, p + h
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c18cf
-def paired_bootstrap(stat, labels, base_pred, adapted_pred, groups=None, n: int=2000, seed: int=0, *, C: int|None=None, level: float=.95) -> tuple:
-    "Interval (low, high) of a paired statistic of one adapted world, as `hierarchical_bootstrap`; arrays for a statistic per class."
+def paired_interval(stat, labels, base_pred, adapted_pred, groups=None, n: int=2000, seed: int=0, *, C: int|None=None, level: float=.95) -> tuple:
+    "Interval (low, high) of a paired statistic of one adapted world, as `runs_interval`; arrays for a statistic per class."
     labels, base, adapted = checked(C, labels, base_pred, adapted_pred)
-    return hierarchical_bootstrap(stat, labels, base, adapted[None], groups, n, seed, C=C, level=level)
+    return runs_interval(stat, labels, base, adapted[None], groups, n, seed, C=C, level=level)
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c023
 def measures(labels, base, adapted, C: int) -> dict:
@@ -300,7 +300,7 @@ def second_look(
     answer = [np.where(r > 0, which, k) for r in right]                    # a wrong answer is "another class", whichever it is
     t = class_tests(which, [*names, ''], *answer[:2], groups).iloc[:k].copy()
     t['p_holm'] = holm(t.p)
-    t['low'], t['high'] = (v[:k] for v in paired_bootstrap(class_drop, which, *answer[:2], groups, C=k + 1))
+    t['low'], t['high'] = (v[:k] for v in paired_interval(class_drop, which, *answer[:2], groups, C=k + 1))
     t['floor'] = class_drop(which, answer[0], answer[2], k + 1)[:k] if len(answer) > 2 else np.nan
     return t[['class', 'n', 'drop', 'low', 'high', 'floor', 'lost', 'gained', 'p', 'p_holm']]
 
@@ -324,10 +324,10 @@ def drift_table(
     for k, stat in STATS.items():
         worst, floored = k == 'worst_class_drop', f and k != 'base_accuracy'
         over = contrast_interval(k, y, b, (1, a), (-1, f[0]), groups=groups) if floored and not worst else (np.nan, np.nan)
-        ends = hierarchical_bootstrap(k, y, b, a, groups, C=C)
+        ends = runs_interval(k, y, b, a, groups, C=C)
         name = str(classes[int(np.nanargmax(drop))]) if worst else ''
         rows.append(_row(k, stat(y, b, a, C), len(y), ends, low(stat) if floored else np.nan, name, over))
-    t, (lo, hi), fl = class_tests(y, classes, b, a, groups), hierarchical_bootstrap(class_drop, y, b, a, groups, C=C), np.broadcast_to(low(class_drop), (C,))
+    t, (lo, hi), fl = class_tests(y, classes, b, a, groups), runs_interval(class_drop, y, b, a, groups, C=C), np.broadcast_to(low(class_drop), (C,))
     rows += [_row('class_drop', drop[c], t.n[c], (lo[c], hi[c]), fl[c], str(classes[c])) for c in range(C) if t.n[c]]
     rows += [_row('p_holm', t.p_holm[c], t.n[c], cls=str(classes[c])) for c in range(C) if t.n[c]]
     return pd.DataFrame(rows)
@@ -339,7 +339,7 @@ def concept_table(
     floor_pred=None,     # [N] or [F, N]: the base under other noise plans
     groups=None,
 ) -> pd.DataFrame:
-    "Semantic drift over K concepts: means with intervals (`hierarchical_bootstrap`), worst class drop in both orders; n counts images."
+    "Semantic drift over K concepts: means with intervals (`runs_interval`), worst class drop in both orders; n counts images."
     C = _count(classes)
     y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True)
     f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
@@ -347,7 +347,7 @@ def concept_table(
     specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
     def row(k, s, after):
-        ends = hierarchical_bootstrap(s, y, b, a, groups, after=after, C=C)
+        ends = runs_interval(s, y, b, a, groups, after=after, C=C)
         floored = f is not None and len(f) == 1 and _named(s)[0] in SCORES
         over = contrast_interval(s, y, b, (1, a), (-1, f), groups=groups) if floored else (np.nan, np.nan)
         return _row(k, at(s, after, a), len(y), ends, np.nan if f is None else at(s, after, f), over=over)
