@@ -1,7 +1,7 @@
 """One argument of every measure at a time is replaced by nonsense: the answer is a `ForgetError`, or numbers without a NaN; never another exception,
-never a warning.
+never a warning. A NaN is allowed where it is the documented meaning of the input (MEANT).
 
-A NaN is allowed where it is the documented meaning of the input (MEANT).
+What must be refused, and with which words, stands in REFUSED.
 """
 import warnings
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from openworld_forget.metrics.classify import NoisePlan, Scores, Stages, classify, errors, margins, merge_scores
 from openworld_forget.metrics.color import (
     TERMS, asked_table, cdi, cdi_table, color_drift, name_colors, name_histogram, transport_plan,
 )
@@ -19,15 +20,16 @@ from openworld_forget.metrics.fidelity import clip_score, fidelity_table, image_
 from openworld_forget.metrics.judges import lpips_judge
 from openworld_forget.metrics.semantic import (
     accuracy, class_accuracy, class_drop, class_tests, concept_table, confusion, contrast_interval, drift_table,
-    dropped_classes, expected_floor, flip_rate, hierarchical_bootstrap, mean_class_accuracy, new_confusions,
-    over_benchmarks, paired_bootstrap, second_look, split_half, suspects, worst_class_drop,
+    dropped_classes, expected_floor, flip_rate, image_weights, mean_class_accuracy, new_confusions, over_benchmarks,
+    paired_interval, runs_interval, second_look, split_half, suspects, worst_class_drop,
 )
-from openworld_forget.metrics.stats import holm, mean_interval, resample_weights, sign_test, spread, wilson
+from openworld_forget.metrics.stats import by_subject, holm, mean_interval, resample_weights, sign_test, spread, wilson
 from openworld_forget.metrics.texture import band_energy, texture_table
-from openworld_forget.metrics.uncertainty import jackknife, leave_out, mean_shift2
+from openworld_forget.metrics.uncertainty import average, check_sets, jackknife, leave_out, mean_shift2, rows
 from openworld_forget.metrics.variety import (
     diversity, lpips_distances, lpips_table, paired_distance, variety_table, vendi,
 )
+from openworld_forget.worlds.tiny import tiny_world
 
 r = np.random.default_rng(0)
 IMAGES, MORE = (torch.from_numpy(r.integers(0, 256, (6, 3, 32, 32), np.uint8)) for _ in range(2))
@@ -60,8 +62,8 @@ MEASURES = {
     'class_tests': (class_tests, Y, C, B, A, GROUPS),
     'dropped_classes': (lambda *a: dropped_classes(*a) and 0.0, Y, C, B, A, GROUPS),
     'new_confusions': (new_confusions, Y, C, B, A, GROUPS),
-    'paired_bootstrap': (lambda y, b, a, g: np.nan_to_num(paired_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, A, GROUPS),
-    'hierarchical_bootstrap': (lambda y, b, a, g: np.nan_to_num(hierarchical_bootstrap('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, [A, B], GROUPS),
+    'paired_interval': (lambda y, b, a, g: np.nan_to_num(paired_interval('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, A, GROUPS),
+    'runs_interval': (lambda y, b, a, g: np.nan_to_num(runs_interval('accuracy_drop', y, b, a, g, 9, C=3)), Y, B, [A, B], GROUPS),
     'spread': (lambda x, y, g: spread(x, y, g)[0], SCORE, Y, GROUPS),
     'mean_interval': (lambda x, y, g: np.nan_to_num(mean_interval(x, y, g)), SCORE, Y, GROUPS),
     'contrast_interval': (lambda y, b, a, f: np.nan_to_num(contrast_interval('flip_rate', y, b, (1, a), (-1, f), C=3)), Y, B, A, B),
@@ -69,7 +71,7 @@ MEASURES = {
     'leave_out': (lambda n: leave_out(n)[0], 4),
     'jackknife': (lambda v: jackknife(v).value, leave_out(5)@np.arange(5.)),
     'over_benchmarks': (
-        lambda s, y, b, a: np.nan_to_num(paired_bootstrap(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3)),
+        lambda s, y, b, a: np.nan_to_num(paired_interval(over_benchmarks('accuracy_drop', s), y, b, a, n=9, C=3)),
         [1, 2],
         Y,
         B,
@@ -111,7 +113,9 @@ MEASURES = {
 
 def nonsense(x):
     "(name, what stands in the place of x)."
-    if np.isscalar(x): yield from (('infinity', np.inf), ('minus one', -1), ('NaN', np.nan), ('half', .5)); return
+    if np.isscalar(x):
+        yield from (('infinity', np.inf), ('minus one', -1), ('NaN', np.nan), ('half', .5))
+        return
     yield from (
         ('None', None),
         ('a word', 'dog'),
@@ -129,7 +133,8 @@ def nonsense(x):
         yield from (('no prompts', {}), ('a prompt missing', dict(list(x.items())[1:])), ('another prompt', {**x, 'more': x[first]}))
         for name, bad in nonsense(x[first]): yield f'one entry: {name}', {**x, first: bad}
     elif isinstance(x, torch.Tensor | np.ndarray | list) and len(x) and not isinstance(x[0], str):
-        a = x if isinstance(x, torch.Tensor) else np.asarray(x); real = a.float() if isinstance(a, torch.Tensor) else a.astype(float)
+        a = x if isinstance(x, torch.Tensor) else np.asarray(x)
+        real = a.float() if isinstance(a, torch.Tensor) else a.astype(float)
         yield from (
             ('nothing', a[:0]),
             ('one', a[:1]),
@@ -168,14 +173,123 @@ def numbers(out):
 
 @pytest.mark.parametrize('measure', MEASURES)
 def test_nonsense(measure):
-    f, *args = MEASURES[measure]; wrong, errors = [], 0
+    f, *args = MEASURES[measure]
+    wrong, errors = [], 0
     with warnings.catch_warnings():
-        warnings.simplefilter('error'); assert np.isfinite(numbers(f(*args))).all()
+        warnings.simplefilter('error')
+        assert np.isfinite(numbers(f(*args))).all()
         for i, x in enumerate(args):
             for name, bad in nonsense(x):
                 try: out = numbers(f(*args[:i], bad, *args[i+1:]))
-                except ForgetError as e: errors += 1; assert len(str(e)) > 20
+                except ForgetError as e:
+                    errors += 1
+                    assert len(str(e)) > 20
                 except Exception as e: wrong.append(f'argument {i}, {name}: {type(e).__name__}: {str(e)[:100]}')
                 else:
                     if np.isnan(out).any() and (measure, name) not in MEANT: wrong.append(f'argument {i}, {name}: NaN')
     assert not wrong, f'{len(wrong)} wrong, {errors} clear errors\n' + '\n'.join(wrong)
+
+# ---------------------------------------------------------------- what must be refused
+y, b, a, g = np.array([[0, 0, 1, 1, 2, 2, 2, 2], [0, 0, 1, 0, 2, 2, 2, 2], [0, 1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 2, 2, 3, 3]])
+ONES, ZEROS = {'p': np.ones((3, 2)), 'q': np.zeros((2, 2))}, {'p': np.zeros((3, 2)), 'q': np.ones((2, 2))}
+PROMPTS, PLAN = ['a dog', 'a cat', 'a car'], NoisePlan(steps=4)
+
+def measured(call):
+    "A call of a function of (world, latents), on the tiny world."
+    def f():
+        w = tiny_world()
+        return call(w, torch.zeros(3, *w.latent_shape))
+    return f
+
+def scores(*seen):
+    e = torch.full((1, 2, 4), torch.nan)
+    e[..., list(seen)] = 1.
+    return Scores(e, torch.zeros(1, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), 0)
+
+REFUSED = {      # what is wrong -> (call, words of the error)
+    'a share of nothing': (lambda: wilson(0, 0), '0 of 0 is no share'),
+    'a negative share': (lambda: wilson(-1, 4), 'is no share'),
+    'a share that is NaN': (lambda: wilson(np.nan, 4), 'is no share'),
+    'a test of negative counts': (lambda: sign_test(-1, 2), 'whole numbers from 0'),
+    'tests of unequal lists': (lambda: sign_test([1, 2], [3]), 'equally many of both'),
+    'p values above one': (lambda: holm([2.]), 'between 0 and 1'),
+    'groups of two classes': (lambda: resample_weights(y, [0]*8), 'images of two classes'),
+    'groups for half of the images': (lambda: resample_weights(y, g[:4]), '4 groups for 8 images'),
+    'scores for some of the images': (lambda: spread([1, 2], y), 'give one finite score'),
+    'a subject too few': (lambda: by_subject([[1.], [2.]], ['a']), '1 subjects for 2 models'),
+    'no answers': (lambda: accuracy([], []), 'at least one image'),
+    'answers to other images': (lambda: accuracy([0, 1], [0]), 'must have classified the same images'),
+    'a class that is not there': (lambda: class_drop([0, 3], [0, 1], [0, 1], 3), 'end at 2'),
+    'a negative class': (lambda: accuracy([0, 1], [0, -1], 2), 'class numbers start at 0'),
+    'classes as floats': (lambda: accuracy([0., 1.], [0, 1]), 'expected integers'),
+    'classes by name': (lambda: flip_rate(['a'], ['b']), 'expected integers'),
+    'answers of two models': (lambda: accuracy([0, 1], [[0, 1], [1, 1]]), 'one class number per image'),
+    'weights of other images': (lambda: accuracy([0, 1], [0, 1], w=[1, 1, 1]), 'Weights must be'),
+    'no classes': (lambda: class_drop([0], [0], [0], 0), 'There are 0 classes'),
+    'no drops': (lambda: worst_class_drop([]), 'a number in every row'),
+    'drops by name': (lambda: worst_class_drop(['cat']), 'drops'),
+    'an unknown statistic': (lambda: paired_interval('acuracy_drop', y, b, a), "'accuracy_drop'"),
+    'an unknown statistic of weights': (lambda: image_weights('accurcy', y), "'accurcy'"),
+    'a level in percent': (lambda: paired_interval('flip_rate', y, b, a, level=95), '95 % is .95'),
+    'a level in percent, of a contrast': (lambda: contrast_interval('flip_rate', y, b, (1, a), level=95), '95 % is .95'),
+    'a contrast of maxima': (lambda: contrast_interval('worst_class_drop', y, b, (1, a)), 'needs a mean over images'),
+    'a contrast of two and three runs': (lambda: contrast_interval('flip_rate', y, b, (1, [a]*2), (-1, [a]*3)), 'equally many'),
+    'benchmarks of fewer classes': (lambda: paired_interval(over_benchmarks('accuracy_drop', [1, 1]), y, b, a), 'must add up'),
+    'the drops of no class': (lambda: suspects([]), 'the drop of every class'),
+    'no suspects asked for': (lambda: suspects([1.], 0), 'k >= 1'),
+    'ties of other classes': (lambda: suspects([1.], 1, [1, 2]), 'as many ties'),
+    'a second look at another class': (lambda: second_look(['cat'], [0, 1], [1, 1], [1, 1]), 'end at 0'),
+    'right answers that are two': (lambda: second_look(['cat'], [0, 0], [1, 2], [1, 1]), 'true or false'),
+    'a second look at fewer answers': (lambda: second_look(['cat'], [0, 0], [1, 1], [1]), 'answers for 2 images'),
+    'fewer names than classes': (lambda: drift_table(y, ['cat', 'dog'], b, a), 'end at 1'),
+    'an accuracy above 100 %': (lambda: expected_floor(10, 50, 120), 'an accuracy between 0 and 100 %'),
+
+    'no prompts': (lambda: check_sets({}, {}), 'No prompts'),
+    'no prompts of the adapted world': (lambda: check_sets(ONES, {}), 'No prompts'),
+    'a prompt missing': (lambda: check_sets(ONES, {'p': ONES['p']}), 'other prompts'),
+    'fewer seeds': (lambda: check_sets(ONES, {**ZEROS, 'q': ZEROS['q'][:1]}), 'Generate the same seeds'),
+    'a smaller floor': (lambda: check_sets(ONES, ZEROS, {**ONES, 'p': ONES['p'][:2]}), 'A floor depends on n'),
+    'another judge': (lambda: check_sets(ONES, {**ZEROS, 'q': np.ones((2, 3))}), 'same function or judge'),
+    'a prompt without images': (lambda: check_sets(ONES, {**ZEROS, 'q': ZEROS['q'][:0]}), 'at least one image'),
+    'features that are NaN': (lambda: check_sets(ONES, {**ZEROS, 'q': ZEROS['q']*np.nan}), 'Measure the images again'),
+    'a list for a set': (lambda: check_sets(ONES, [1, 2]), 'a mapping from each prompt'),
+    'no image': (lambda: leave_out(0), 'one image or more'),
+    'values of no number of images': (lambda: jackknife(np.ones(6)), 'under `leave_out(n)`'),
+    'values in a table': (lambda: jackknife([[1.]]), 'under `leave_out(n)`'),
+    'no values': (lambda: jackknife(), 'No values'),
+    'no estimates': (lambda: average([]), 'No estimates'),
+    'rows without n': (lambda: rows('x', {'p': np.ones(1)}, {}), 'give n and a floor'),
+    'rows with another floor': (lambda: rows('x', {'p': np.ones(3)}, {'p': 2}, {'p': np.ones(4)}), 'another number of images'),
+    'rows of nothing': (lambda: rows('x', {}, {}), 'no prompts'),
+    'an unknown end': (lambda: rows('x', {'p': np.ones(1)}, {'p': 1}, worst='most'), "'most'"),
+
+    'a plan of no steps': (lambda: NoisePlan.make(steps=0), 'steps'),
+    'a plan upside down': (lambda: NoisePlan.make(low=.9, high=.1), 'must be below'),
+    'an unknown setting of a plan': (lambda: NoisePlan.make(step=3), 'step'),
+    'stages that fall': (lambda: NoisePlan.make(steps=4, stages=(8, 2)), 'must increase'),
+    'more classes later': (lambda: Stages.make(steps=(4, 12), keep=(1, 5)), 'must not increase'),
+    'fewer steps later': (lambda: Stages.make(steps=(12, 4)), 'must increase'),
+    'an unknown way to keep': (lambda: Stages.make(keep='sure'), 'keep'),
+    'a paired test of one step': (lambda: Stages.make(steps=(1, 4), keep='confident'), '2 steps or more'),
+    'latents of another shape': (measured(lambda w, z: errors(w, z[:, :2], PROMPTS, PLAN)), 'Make them with `world.encode`'),
+    'no latents': (measured(lambda w, z: errors(w, z[:0], PROMPTS, PLAN)), 'Make them with `world.encode`'),
+    'latents that are infinite': (measured(lambda w, z: errors(w, z + torch.inf, PROMPTS, PLAN)), 'non-finite values'),
+    'no classes to choose from': (measured(lambda w, z: errors(w, z, [], PLAN)), 'one prompt per class'),
+    'two classes of one prompt': (measured(lambda w, z: errors(w, z, ['a dog']*2, PLAN)), 'the same prompt'),
+    'an unknown loss': (measured(lambda w, z: errors(w, z, PROMPTS, PLAN, loss='l3')), "'l3'"),
+    'class 3 of three': (measured(lambda w, z: errors(w, z, PROMPTS, PLAN, which=[[3]]*3)), 'class numbers 0 to 2'),
+    'a mask of other images': (measured(lambda w, z: errors(w, z, PROMPTS, PLAN, which=torch.ones(2, 3, dtype=torch.bool))), 'bool mask [3, 3]'),
+    'a step outside the plan': (measured(lambda w, z: errors(w, z, PROMPTS, PLAN, steps=[4])), 'leave the plan'),
+    'keys of fewer images': (measured(lambda w, z: errors(w, z, PROMPTS, PLAN.but(per_image=True), images=['x'])), '1 image keys'),
+    'one class': (measured(lambda w, z: classify(w, z, ['0'], PLAN)), 'two classes or more'),
+    'stages beyond the plan': (measured(lambda w, z: classify(w, z, PROMPTS, PLAN, Stages(steps=(4, 20)))), 'does not fit a plan of 4'),
+    'steps that were not evaluated': (lambda: scores(0, 1).at(3), 'Not every class'),
+    'margins beyond the steps': (lambda: margins(scores(0, 1).errors, torch.tensor([0]), 3), 'Ask for fewer steps'),
+    'no shards': (lambda: merge_scores([]), 'one or more'),
+}
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_refused(what):
+    call, words = REFUSED[what]
+    with pytest.raises(ForgetError) as e: call()
+    assert words in str(e.value)

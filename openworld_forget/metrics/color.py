@@ -20,7 +20,8 @@ from .judges import check_images
 from .uncertainty import COLUMNS, check_sets, equal, leave_out, mean_shift2, rows
 
 # %% ../../nbs/metrics/05_color.ipynb #c007
-TERMS = ['black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white', 'yellow']   # Berlin & Kay's eleven
+TERMS = ['black', 'blue', 'brown', 'grey', 'green', 'orange', 'pink', 'purple', 'red', 'white',
+         'yellow']           # Berlin & Kay 1969
 NAMER = 'xkcd-names'     # printed beside every number that rests on the naming below
 CHROMA = 2.              # weight of Oklab's a and b against L
 BANDWIDTH = .04          # of the naming kernel, in units of that space: black to white is 1
@@ -30,30 +31,15 @@ _STEM = {'blu': 'blue', 'gray': 'grey', 'orang': 'orange', 'purpl': 'purple', 'r
 
 # %% ../../nbs/metrics/05_color.ipynb #c007b
 def color_space(rgb) -> np.ndarray:
-    "Oklab with `CHROMA` on a and b, float64 [..., 3], of sRGB in [0, 1] [..., 3]."
+    "Oklab (Ottosson 2020) with `CHROMA` on a and b, float64 [..., 3], of sRGB in [0, 1] [..., 3]."
     c = np.asarray(rgb, float)
-    lin = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)
-    lms = np.cbrt(
-        lin
-        @ np.array(
-            [
-                [0.4122214708, 0.2119034982, 0.0883024619],
-                [0.5363325363, 0.6806995451, 0.2817188376],
-                [0.0514459929, 0.1073969566, 0.6299787005],
-            ]
-        )
-    )
-    return (
-        lms
-        @ np.array(
-            [
-                [0.2104542553, 1.9779984951, 0.0259040371],
-                [0.7936177850, -2.4285922050, 0.7827717662],
-                [-0.0040720468, 0.4505937099, -0.8086757660],
-            ]
-        )
-        * [1, CHROMA, CHROMA]
-    )
+    lin = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)               # (..., 3), linear light
+    lms = np.cbrt(lin @ np.array([[.4122214708, .2119034982, .0883024619],
+                                  [.5363325363, .6806995451, .2817188376],
+                                  [.0514459929, .1073969566, .6299787005]]))
+    return lms @ np.array([[.2104542553, 1.9779984951, .0259040371],
+                           [.7936177850, -2.4285922050, .7827717662],
+                           [-.0040720468, .4505937099, -.8086757660]]) * [1, CHROMA, CHROMA]
 
 # %% ../../nbs/metrics/05_color.ipynb #c007c
 def head_terms(name: str) -> list[str]:
@@ -68,7 +54,8 @@ def survey() -> tuple[np.ndarray, np.ndarray]:
     named = [(c, t) for c, t in named if t]
     return color_space([c for c, _ in named]), np.array([[t.count(k)/len(t) for k in TERMS] for _, t in named])
 
-PROTOTYPES = np.array([to_rgb(XKCD_COLORS[f'xkcd:{t}']) for t in TERMS])   # the survey's colour of each bare term, sRGB in [0, 1]
+# the survey's colour of each bare term, sRGB in [0, 1], [11, 3]
+PROTOTYPES = np.array([to_rgb(XKCD_COLORS[f'xkcd:{t}']) for t in TERMS])
 
 # %% ../../nbs/metrics/05_color.ipynb #c010
 def name_colors(
@@ -77,15 +64,17 @@ def name_colors(
     chunk: int=4096,             # colours at a time
 ) -> np.ndarray:
     "Probability [m, 11] of each basic term, by the kernel estimate itself; `name_histogram` uses a table of it."
-    if not bandwidth > 0: raise ForgetError(f'The naming bandwidth must be positive, got {bandwidth}. The default is {BANDWIDTH}.')
+    if not bandwidth > 0:
+        raise ForgetError(f'The naming bandwidth must be positive, got {bandwidth}. The default is {BANDWIDTH}.')
     rgb = numbers(rgb, 'colours')
     if rgb.shape[-1:] != (3,) or not rgb.size or not ((0 <= rgb) & (rgb <= 1)).all():
-        raise ForgetError(f'Expected sRGB colours in [0, 1], [m, 3], got shape {list(rgb.shape)}. Divide 8-bit values by 255.')
-    x, (y, w) = color_space(rgb.reshape(-1, 3)), survey()
+        raise ForgetError(f'Expected sRGB colours in [0, 1], [m, 3], got shape {list(rgb.shape)}. '
+                          f'Divide 8-bit values by 255.')
+    x, (y, w) = color_space(rgb.reshape(-1, 3)), survey()                     # (m, 3); (names, 3), (names, 11)
     out = np.empty((len(x), len(TERMS)))
     for i in range(0, len(x), chunk):
         a = x[i:i+chunk]
-        d = (a*a).sum(1)[:, None] + (y*y).sum(1) - 2*a@y.T
+        d = (a*a).sum(1)[:, None] + (y*y).sum(1) - 2*a@y.T                    # (chunk, names), squared distances
         out[i:i+chunk] = np.exp(-(d - d.min(1, keepdims=True))/(2*bandwidth**2)) @ (w/w.sum(0))
     return out/out.sum(1, keepdims=True)
 
@@ -113,42 +102,52 @@ def name_histogram(
         for r, g, b in product((0, 1), repeat=3):      # spread each pixel over the eight nodes around it
             at.append(((n[0]+r)*GRID + n[1]+g)*GRID + n[2]+b)
             share.append(abs(1-r-f[0])*abs(1-g-f[1])*abs(1-b-f[2]))
-        mass = np.bincount(np.concatenate(at), np.concatenate(share), GRID**3)
+        mass = np.bincount(np.concatenate(at), np.concatenate(share), GRID**3)     # (GRID^3,)
         k = np.flatnonzero(mass)
         out[i] = mass[k] @ table[k]
     return out/out.sum(1, keepdims=True)
 
 # %% ../../nbs/metrics/05_color.ipynb #c019
-GROUND = np.linalg.norm(color_space(PROTOTYPES)[:, None] - color_space(PROTOTYPES), axis=-1)   # [11, 11], distances between the terms' prototypes
+# distances between the terms' prototypes, [11, 11]
+GROUND = np.linalg.norm(color_space(PROTOTYPES)[:, None] - color_space(PROTOTYPES), axis=-1)
 
 def check_histograms(h, what='histograms') -> np.ndarray:
     "float64 [..., 11] that is non-negative and sums to 1, or a `ForgetError`."
     h = numbers(h, what)
     if h.ndim == 0 or h.size == 0 or h.shape[-1] != len(TERMS):
-        raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. Make them with `name_histogram`.')
+        raise ForgetError(f'{what}: expected [..., {len(TERMS)}] with at least one row, got {list(h.shape)}. '
+                          f'Make them with `name_histogram`.')
     if not np.isfinite(h).all() or h.min() < -1e-9 or np.abs(h.sum(-1)-1).max() > 1e-6:
-        raise ForgetError(f'{what}: rows must be non-negative, finite and sum to 1. Average histograms; do not add them.')
+        raise ForgetError(f'{what}: rows must be non-negative, finite and sum to 1. '
+                          f'Average histograms; do not add them.')
     return h
 
 # %% ../../nbs/metrics/05_color.ipynb #c019b
+def _program(lose, gain, scale: float) -> tuple:
+    """The transport of one pair's surpluses [11], [11] as a linear program: A [i + j, i j], right-hand side, cost,
+    and where its variables lie in the plan."""
+    i, j = (np.flatnonzero(v > 1e-9*v.sum()) for v in (lose, gain))           # the colours that lose, that gain
+    A = np.concatenate([np.kron(np.eye(len(i)), np.ones(len(j))),             # sum over j of T_ij = what i loses
+                        np.kron(np.ones(len(i)), np.eye(len(j)))])            # sum over i of T_ij = what j gains
+    rhs = [scale*lose[i]/lose[i].sum(), scale*gain[j]/gain[j].sum()]
+    return A, rhs, GROUND[np.ix_(i, j)].ravel(), np.meshgrid(i, j, indexing='ij')
+
 def _plans(p, q, chunk: int=500) -> np.ndarray:
-    "Optimal transport plans [m, 11, 11] of histograms [m, 11]; the surpluses of `chunk` pairs are the blocks of one sparse linear program."
-    # the solver's tolerance is absolute: 1e-7
-    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS))
-    lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0)
+    """Optimal transport plans [m, 11, 11] of histograms [m, 11]; the surpluses of `chunk` pairs are the blocks of
+    one sparse linear program (HiGHS), scaled because the solver's tolerance is absolute: 1e-7."""
+    plan = np.minimum(p, q)[:, :, None]*np.eye(len(TERMS))                    # (m, 11, 11), what both have stays
+    lose, gain = np.maximum(p-q, 0), np.maximum(q-p, 0)                       # (m, 11)
     todo = np.flatnonzero(lose.sum(1) > 1e-12)
     scale = 1e4
     for k in range(0, len(todo), chunk):
-        A, rhs, cost, at = [], [], [], []
-        for m in todo[k:k+chunk]:
-            i, j = (np.flatnonzero(v[m] > 1e-9*v[m].sum()) for v in (lose, gain))
-            at.append((m, *np.meshgrid(i, j, indexing='ij')))
-            A.append(np.concatenate([np.kron(np.eye(len(i)), np.ones(len(j))), np.kron(np.ones(len(i)), np.eye(len(j)))]))
-            rhs += [scale*lose[m, i]/lose[m, i].sum(), scale*gain[m, j]/gain[m, j].sum()]
-            cost.append(GROUND[np.ix_(i, j)].ravel())
-        r = linprog(np.concatenate(cost), A_eq=block_diag(A, format='csr'), b_eq=np.concatenate(rhs), method='highs')
-        if r.x is None: raise ForgetError(f'The transport problem could not be solved ({r.message}). Use distance="tv", and report the histograms.')
-        for (m, i, j), x in zip(at, np.split(r.x, np.cumsum([len(c) for c in cost])[:-1])): plan[m, i, j] += x.reshape(i.shape)/scale*lose[m].sum()
+        A, rhs, cost, at = zip(*(_program(lose[m], gain[m], scale) for m in todo[k:k+chunk]))
+        b = np.concatenate([v for pair in rhs for v in pair])
+        r = linprog(np.concatenate(cost), A_eq=block_diag(A, format='csr'), b_eq=b, method='highs')
+        if r.x is None:
+            raise ForgetError(f'The transport problem could not be solved ({r.message}). '
+                              f'Use distance="tv", and report the histograms.')
+        parts = np.split(r.x, np.cumsum([len(c) for c in cost])[:-1])
+        for m, (i, j), x in zip(todo[k:k+chunk], at, parts): plan[m, i, j] += x.reshape(i.shape)/scale*lose[m].sum()
     return plan
 
 # %% ../../nbs/metrics/05_color.ipynb #c019c
@@ -157,7 +156,9 @@ def _js(p, q):
     kl = lambda a: (a*np.log2(np.divide(a, m, out=np.ones_like(m), where=(a > 0) & (m > 0)))).sum(-1)
     return np.sqrt(np.maximum(kl(p) + kl(q), 0)/2)
 
-def _emd(p, q): return (_plans(p.reshape(-1, len(TERMS)), q.reshape(-1, len(TERMS)))*GROUND).sum((1, 2)).reshape(p.shape[:-1])
+def _emd(p, q):
+    return (_plans(p.reshape(-1, len(TERMS)), q.reshape(-1, len(TERMS)))*GROUND).sum((1, 2)).reshape(p.shape[:-1])
+
 DISTANCES = dict(tv=lambda p, q: np.abs(p-q).sum(-1)/2, js=_js, emd=_emd)
 
 # %% ../../nbs/metrics/05_color.ipynb #c019d
@@ -169,19 +170,21 @@ def cdi(
     p, q = check_histograms(h_base, 'base histograms'), check_histograms(h_adapted, 'adapted histograms')
     try: p, q = np.broadcast_arrays(p, q)
     except ValueError:
-        raise ForgetError(
-            f'Base histograms {list(p.shape)} and adapted histograms {list(q.shape)} do not pair up. Give equally many, or average each set first.'
-        ) from None
+        raise ForgetError(f'Base histograms {list(p.shape)} and adapted histograms {list(q.shape)} do not pair up. '
+                          f'Give equally many, or average each set first.') from None
     d = DISTANCES[choose(distance, DISTANCES, 'histogram distance')](p, q)
     return float(d) if d.ndim == 0 else d
 
 # %% ../../nbs/metrics/05_color.ipynb #c019e
 def transport_plan(h_base, h_adapted) -> pd.DataFrame:
-    "The earth mover's plan [from, to] between two mean histograms [11]: rows sum to `h_base`, columns to `h_adapted`; what stayed is on the diagonal."
+    """The earth mover's plan [from, to] between two mean histograms [11]: rows sum to `h_base`, columns to
+    `h_adapted`; what stayed is on the diagonal."""
     p, q = check_histograms(h_base, 'base histogram'), check_histograms(h_adapted, 'adapted histogram')
     if p.ndim != 1 or q.ndim != 1:
-        raise ForgetError(f'A transport plan is between two histograms [11], got {list(p.shape)} and {list(q.shape)}. Average over images first.')
-    return pd.DataFrame(_plans(p[None], q[None])[0], index=pd.Index(TERMS, name='from'), columns=pd.Index(TERMS, name='to'))
+        raise ForgetError(f'A transport plan is between two histograms [11], got {list(p.shape)} and {list(q.shape)}. '
+                          f'Average over images first.')
+    plan = _plans(p[None], q[None])[0]
+    return pd.DataFrame(plan, index=pd.Index(TERMS, name='from'), columns=pd.Index(TERMS, name='to'))
 
 # %% ../../nbs/metrics/05_color.ipynb #c022
 def color_drift(
@@ -189,11 +192,14 @@ def color_drift(
     distance: str='tv',
     paired: bool=True,                           # image i of both sets has the same seed
 ) -> dict:
-    "`cdi` of the mean histograms, its `paired` per-seed variant (NaN if not paired), and `n`. Base against base with other seeds is the floor of the first."
-    a, b = name_histogram(base), name_histogram(adapted)
+    """`cdi` of the mean histograms, its `paired` per-seed variant (NaN if not paired), and `n`. Base against base
+    with other seeds is the floor of the first."""
+    a, b = name_histogram(base), name_histogram(adapted)                      # (n, 11)
     if paired and len(a) != len(b):
-        raise ForgetError(f'Paired sets must be of equal size, got {len(a)} and {len(b)}. Generate the same seeds, or pass paired=False.')
-    return dict(cdi=cdi(a.mean(0), b.mean(0), distance), paired=float(np.mean(cdi(a, b, distance))) if paired else np.nan, n=len(b))
+        raise ForgetError(f'Paired sets must be of equal size, got {len(a)} and {len(b)}. '
+                          f'Generate the same seeds, or pass paired=False.')
+    return dict(cdi=cdi(a.mean(0), b.mean(0), distance),
+                paired=float(np.mean(cdi(a, b, distance))) if paired else np.nan, n=len(b))
 
 # %% ../../nbs/metrics/05_color.ipynb #c027
 def cdi_table(
@@ -203,25 +209,25 @@ def cdi_table(
     distance: str='tv',
     paired: bool=True,               # image i has the same seed in base and adapted
 ) -> pd.DataFrame:
-    """Color drift per prompt, mean and worst: measure `cdi_<distance>`, and if paired `cdi_<distance>_paired` and (two images or more) the
-    unbiased `cdi_squared`."""
+    """Color drift per prompt, mean and worst: measure `cdi_<distance>`, and if paired `cdi_<distance>_paired` and
+    (two images or more) the unbiased `cdi_squared`."""
     check_sets(base, adapted, floor, paired)
     d = lambda p, q: np.atleast_1d(cdi(p, q, distance))
     top = 1. if distance != 'emd' else GROUND.max()
     named = (('base', base), ('adapted', adapted), *([('floor', floor)] if floor is not None else []))
-    h = [{p: check_histograms(s[p], f'{what} of {p!r}') for p in base} for what, s in named]
-    n, W = {p: len(adapted[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}
+    h = [{p: check_histograms(s[p], f'{what} of {p!r}') for p in base} for what, s in named]   # set, prompt -> (n, 11)
+    n, W = {p: len(adapted[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}      # W: (draws, n)
     def apart(p, k):
-        "The distance of set k to the base: leaving out image i of both at once, or, if unpaired, of each set for itself."
+        """The distance of set k to the base: leaving out image i of both at once, or, if unpaired, of each set for
+        itself."""
         x, y = h[0][p], h[k][p]
-        if paired: return d(W[p]@x, W[p]@y)
+        if paired: return d(W[p]@x, W[p]@y)                                                    # (draws,)
         return d(W[p]@x, equal(len(y))@y), d(equal(len(x))@x, leave_out(len(y))@y)
     def every(f): return {p: f(p, 1) for p in base}, n, {p: f(p, 2) for p in base} if floor is not None else None
+    alone, square = lambda p, k: W[p]@d(h[0][p], h[k][p]), lambda p, k: mean_shift2(h[k][p] - h[0][p], W[p])
     out = [rows(f'cdi_{distance}', *every(apart), NAMER, bounds=(0, top))]
-    if paired:
-        out.append(rows(f'cdi_{distance}_paired', *every(lambda p, k: W[p]@d(h[0][p], h[k][p])), NAMER, bounds=(0, top), mean=True))
-    if paired and min(n.values()) > 1:
-        out.append(rows('cdi_squared', *every(lambda p, k: mean_shift2(h[k][p] - h[0][p], W[p])), NAMER))
+    if paired: out.append(rows(f'cdi_{distance}_paired', *every(alone), NAMER, bounds=(0, top), mean=True))
+    if paired and min(n.values()) > 1: out.append(rows('cdi_squared', *every(square), NAMER))
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/metrics/05_color.ipynb #c033
@@ -232,21 +238,18 @@ def asked_color(prompt: str) -> str|None:
 
 # %% ../../nbs/metrics/05_color.ipynb #c033b
 def asked_table(base: dict, adapted: dict, floor: dict|None=None) -> pd.DataFrame:
-    """Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`, `_change`; negative is
-    forgetting) of the prompts with exactly one colour word; no rows if there are none."""
+    """Share of pixels that carry the asked-for name, from histograms as in `cdi_table`: `color_asked` (`_base`,
+    `_change`; negative is forgetting) of the prompts with exactly one colour word; no rows if there are none."""
     check_sets(base, adapted, floor)
     term = {p: TERMS.index(t) for p in base if (t := asked_color(p))}
     if not term: return pd.DataFrame(columns=COLUMNS)
     n, like = {p: len(base[p]) for p in term}, dict(network=NAMER, worst='min', mean=True)
     share = lambda s: {p: leave_out(n[p])@check_histograms(s[p], f'histograms of {p!r}')[:, k] for p, k in term.items()}
-    b, a = share(base), share(adapted)
+    b, a = share(base), share(adapted)                                        # prompt -> (draws,)
     f = share(floor) if floor is not None else None
     change = lambda s: {p: s[p] - b[p] for p in term}
-    return pd.concat(
-        [
-            rows('color_asked_base', b, n, bounds=(0, 1), **like),
-            rows('color_asked', a, n, b, bounds=(0, 1), **like),
-            rows('color_asked_change', change(a), n, change(f) if f else None, bounds=(-1, 1), **like),
-        ],
-        ignore_index=True,
-    )
+    return pd.concat([
+        rows('color_asked_base',   b,         n,                            bounds=(0, 1),  **like),
+        rows('color_asked',        a,         n, b,                         bounds=(0, 1),  **like),
+        rows('color_asked_change', change(a), n, change(f) if f else None,  bounds=(-1, 1), **like),
+    ], ignore_index=True)

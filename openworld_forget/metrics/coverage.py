@@ -12,29 +12,34 @@ import numpy as np, pandas as pd
 from ..core import rng, root, write_text
 from .distribution import cubic, gaussian, mmd2, pooled
 from .fidelity import image_alignment
-from .semantic import class_drop, contrast_interval, hierarchical_bootstrap, paired_bootstrap
+from .semantic import class_drop, contrast_interval, paired_interval, runs_interval
 from .stats import ENOUGH, ONE_CLASS
 from .uncertainty import average, equal, jackknife, leave_out, mean_shift2, over_runs, row
 from .variety import diversity, paired_distance, vendi
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov005
-HELDOUT, KNOWN = (2, 2, 2, 2, 4), (9, 8, 9, 7, 6, 4)
+HELDOUT, KNOWN = (2, 2, 2, 2, 4), (9, 8, 9, 7, 6, 4)       # drawings of a class of the mini world, class after class
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov005b
 def answers(
     r: np.random.Generator, C: int, per: int,       # classes, images of each
     drawings=HELDOUT, right=.85, lose=.15, gain=.2, icc=.4,
-    subjects=1, between=0.,                         # customized models, and how much their chances to lose differ (standard deviation)
+    subjects=1, between=0.,                         # runs, and the standard deviation of their chances to lose
 ) -> tuple:
-    "Labels [N], drawings [N], base right [N], adapted right [K, N], and the expected drop of these models, in percent points."
+    """Labels [N], drawings [N], base right [N], adapted right [K, N], and the expected drop of these models, in
+    percent points."""
     y = np.repeat(np.arange(C), per)
     g = np.concatenate([100*c + np.arange(per) % m for c, m in enumerate(np.resize(drawings, C))])
     of = np.unique(g, return_inverse=True)[1]
     s = (1 - icc)/icc
-    def chance(mean): return r.beta(np.maximum(mean*s, 1e-9), np.maximum((1 - mean)*s, 1e-9), of.max() + 1)[of] if icc else np.full(len(y), mean)
+    def chance(mean):
+        "Of each image, [N]: the same for images of one drawing; they correlate by `icc`."
+        if not icc: return np.full(len(y), mean)
+        return r.beta(np.maximum(mean*s, 1e-9), np.maximum((1 - mean)*s, 1e-9), of.max() + 1)[of]
     base = r.random(len(y)) < chance(right)
     each = np.clip(r.normal(lose, between, subjects), 0, 1) if between else np.full(subjects, lose)
-    adapted = np.stack([np.where(base, r.random(len(y)) >= chance(k), r.random(len(y)) < chance(gain)) for k in each])
+    adapted = np.stack([np.where(base, r.random(len(y)) >= chance(k), r.random(len(y)) < chance(gain))
+                        for k in each])                                       # (K, N)
     return y, g, base, adapted, 100*(right*each.mean() - (1 - right)*gain)
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov005c
@@ -50,57 +55,61 @@ def usual_drop(y, g, base, adapted, r, draws=200) -> tuple[float, float]:
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov005d
 def of_answers(r, C, per, subjects=1, between=0., **world) -> dict:
-    "Measure -> (value, low, high, the usual interval, expectation) of one made-up classification."
+    "Measure -> (low, high, the usual interval's low and high, expectation) of one made-up classification."
     y, g, base, adapted, drop = answers(r, C, per, subjects=subjects, between=between, **world)
     p = {**dict(right=.85, lose=.15, gain=.2), **world}
     hit = lambda ok: np.where(ok, y, (y + 1) % C)
-    iv = lambda k, b, a: hierarchical_bootstrap(k, y, hit(b), hit(a), g, C=C)
+    iv = lambda k, b, a: runs_interval(k, y, hit(b), hit(a), g, C=C)
     truth = drop if subjects < ENOUGH else 100*(p['right']*p['lose'] - (1 - p['right'])*p['gain'])
     out = {'accuracy drop': (*iv('accuracy_drop', base, adapted), *usual_drop(y, g, base, adapted, r), truth)}
     if subjects == 1:
-        again = np.where(base, r.random(len(y)) >= .02, r.random(len(y)) < .02*p['right']/(1 - p['right']))           # as many won as lost
+        # a second look at the base: as many won as lost
+        again = np.where(base, r.random(len(y)) >= .02, r.random(len(y)) < .02*p['right']/(1 - p['right']))
         over = contrast_interval('accuracy_drop', y, hit(base), (1, hit(adapted)), (-1, hit(again)), groups=g, C=C)
-        out |= {
-            'accuracy': (*iv('base_accuracy', base, base), np.nan, np.nan, 100*p['right']),
-            'answers flipped': (*iv('flip_rate', base, adapted), np.nan, np.nan, 100*(p['right']*p['lose'] + (1 - p['right'])*p['gain'])),
-            'drop over its floor': (*over, np.nan, np.nan, truth),
-        }
+        none, flips = (np.nan, np.nan), 100*(p['right']*p['lose'] + (1 - p['right'])*p['gain'])
+        out |= {'accuracy':            (*iv('base_accuracy', base, base), *none, 100*p['right']),
+                'answers flipped':     (*iv('flip_rate', base, adapted), *none, flips),
+                'drop over its floor': (*over, *none, truth)}
     return out
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov006
 def count(make, repeats: int, key: str, expect: dict|None=None) -> pd.DataFrame:
-    "How often intervals contain the truth: `make(generator)` gives measure -> (low, high, usual low, usual high, expectation)."
-    names, worlds = ('low', 'high', 'was_low', 'was_high', 'truth'), (make(rng(i, 'coverage', key)) for i in range(repeats))
-    rows = [{**dict(zip(names, v)), 'measure': k} for w in worlds for k, v in w.items()]
-    t = pd.DataFrame(rows)
+    """How often intervals contain the truth, percent: `make(generator)` gives measure -> (low, high, usual low,
+    usual high, expectation); `expect`: measure -> another expectation."""
+    names = 'low', 'high', 'was_low', 'was_high', 'truth'
+    worlds = (make(rng(i, 'coverage', key)) for i in range(repeats))
+    t = pd.DataFrame([{**dict(zip(names, v)), 'measure': k} for w in worlds for k, v in w.items()])
     if expect is not None: t['truth'] = t.measure.map(expect)
     inside = lambda lo, hi: ((lo - 1e-9 <= t.truth) & (t.truth <= hi + 1e-9)).astype(float).where(lo.notna())
-    t = t.assign(ours=100*inside(t.low, t.high), usual=100*inside(t.was_low, t.was_high), width=t.high - t.low, given=100.*t.low.notna())
-    return t.groupby('measure', sort=False)[['ours', 'usual', 'width', 'given']].mean().reset_index().assign(setting=key, repeats=repeats)
+    t = t.assign(ours=100*inside(t.low, t.high), usual=100*inside(t.was_low, t.was_high),
+                 width=t.high - t.low, given=100.*t.low.notna())
+    means = t.groupby('measure', sort=False)[['ours', 'usual', 'width', 'given']].mean()
+    return means.reset_index().assign(setting=key, repeats=repeats)
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov008
-P, D = 16, 24
+P, D = 16, 24         # prompts, dimensions of the features
 
 def pictures(r, n: int, drift=1.) -> tuple:
     "Features [P, n, D] and histograms [P, n, 11] of base, adapted and base with other seeds."
     fixed = rng(0, 'coverage world')
-    mean, shift, alpha = fixed.normal(0, 1, (P, 1, D)), fixed.normal(0, .35, (P, 1, D)), fixed.dirichlet(np.ones(11)*.7, (P, 1))*3 + .05
+    mean, shift = fixed.normal(0, 1, (P, 1, D)), fixed.normal(0, .35, (P, 1, D))
+    alpha = fixed.dirichlet(np.ones(11)*.7, (P, 1))*3 + .05
     z = r.normal(size=(P, n, D))
     a = mean + drift*shift + (.7*z + .71*r.normal(size=z.shape))*(1 - .1*drift)
     unit = lambda g: g/g.sum(-1, keepdims=True)
     h = r.gamma(alpha.repeat(n, 1))
     new = r.gamma((alpha + drift*.3*(np.roll(alpha, 1, -1) - alpha)).repeat(n, 1))
     stays = r.random((P, n, 1)) < .5
-    return (mean + z, a, mean + r.normal(size=z.shape)), tuple(map(unit, (h, np.where(stays, h, new), r.gamma(alpha.repeat(n, 1)))))
+    features = mean + z, a, mean + r.normal(size=z.shape)
+    return features, tuple(map(unit, (h, np.where(stays, h, new), r.gamma(alpha.repeat(n, 1)))))
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov008b
-def of_pictures(r, n: int, drift=1., usual=True) -> dict:
-    "As `of_answers`, of every kind of number that the reports give of images; the expectation is left open (`count`)."
-    (b, a, o), (hb, ha, ho) = pictures(r, n, drift)
-    tv = lambda p, q: np.abs(p - q).sum(-1)/2
-    unit = lambda x: x/np.linalg.norm(x, axis=-1, keepdims=True)
-    refs = unit(rng(0, 'coverage references').normal(size=(4, D)))
-    per = {
+_unit = lambda x: x/np.linalg.norm(x, axis=-1, keepdims=True)
+
+def _per_prompt(b, a, hb, ha, ho) -> dict:
+    "Measure -> f(prompt, weights): values under weights, of the kinds that are means over prompts."
+    tv, refs = lambda p, q: np.abs(p - q).sum(-1)/2, _unit(rng(0, 'coverage references').normal(size=(4, D)))
+    return {
         'CDI': lambda p, W: tv(W@hb[p], W@ha[p]),
         'CDI over its floor': lambda p, W: tv(W@hb[p], W@ha[p]) - tv(W@hb[p], W@ho[p]),
         'unbiased squared shift (colour, texture)': lambda p, W: mean_shift2(ha[p] - hb[p], W),
@@ -109,19 +118,23 @@ def of_pictures(r, n: int, drift=1., usual=True) -> dict:
         'Vendi score change (not printed)': lambda p, W: vendi(a[p], W) - vendi(b[p], W),
         'fidelity, gain': lambda p, W: W@(image_alignment(a[p], refs) - image_alignment(b[p], refs)),
     }
-    out, W = {}, leave_out(n)
-    for k, f in per.items():
+
+def of_pictures(r, n: int, drift=1., usual=True) -> dict:
+    "As `of_answers`, of every kind of number that the reports give of images; the expectation is left open (`count`)."
+    (b, a, o), (hb, ha, ho) = pictures(r, n, drift)                           # (P, n, D), (P, n, 11)
+    out, W, none = {}, leave_out(n), (np.nan, np.nan)
+    for k, f in _per_prompt(b, a, hb, ha, ho).items():
         v = [f(p, W) for p in range(P)]
         e = average([jackknife(x) for x in v])
-        was = _quantiles(np.mean([f(p, w) for p, w in enumerate(_draws(r, n))], 0)) if usual else (np.nan, np.nan)
+        was = _quantiles(np.mean([f(p, w) for p, w in enumerate(_draws(r, n))], 0)) if usual else none
         out[k] = (*e.interval(), *was, e.value)
         if k.startswith('mean of images') and n >= ONE_CLASS:
-            out['mean of images, single prompt'] = (*jackknife(v[0]).interval(), np.nan, np.nan, v[0][0])
+            out['mean of images, single prompt'] = (*jackknife(v[0]).interval(), *none, v[0][0])
     flat = lambda x: x.reshape(-1, D)
     sets = lambda x, f: {p: f(x[p]) for p in range(P)}
-    for k, kernel, f in (('KID', cubic, lambda x: x), ('CMMD', gaussian(1.), unit)):
+    for k, kernel, f in (('KID', cubic, lambda x: x), ('CMMD', gaussian(1.), _unit)):
         v, _, over = pooled(sets(b, f), sets(a, f), sets(o, f), kernel)
-        was = (np.nan,)*2, (np.nan,)*2
+        was = none, none
         if usual:
             V, U = (np.concatenate(_draws(r, n), 1)/P for _ in range(2))
             da, db = (mmd2(V, U, f(flat(o)), f(flat(x)), kernel) for x in (a, b))
@@ -131,7 +144,9 @@ def of_pictures(r, n: int, drift=1., usual=True) -> dict:
     return out
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov008c
-def _draws(r, n, draws=200): return [np.concatenate([equal(n), r.multinomial(n, np.full(n, 1/n), size=draws)/n]) for _ in range(P)]
+def _draws(r, n, draws=200):
+    "Weights [1 + draws, n] of each prompt, as a bootstrap draws them; equal ones first."
+    return [np.concatenate([equal(n), r.multinomial(n, np.full(n, 1/n), size=draws)/n]) for _ in range(P)]
 
 def _quantiles(v):
     d = v[1:][np.isfinite(v[1:])]
@@ -139,8 +154,8 @@ def _quantiles(v):
 
 def expectation(n: int, drift: float, repeats: int) -> dict:
     "The expected value of each number at n images per prompt."
-    t = pd.DataFrame([{k: v[4] for k, v in of_pictures(rng(i, 'coverage expectation', n, drift), n, drift, usual=False).items()} for i in range(repeats)])
-    return t.mean().to_dict()
+    worlds = (of_pictures(rng(i, 'coverage expectation', n, drift), n, drift, usual=False) for i in range(repeats))
+    return pd.DataFrame([{k: v[4] for k, v in w.items()} for w in worlds]).mean().to_dict()
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov010
 def of_runs(r, K: int, n: int=80, between=.03, common=.1, own=.1) -> dict:
@@ -151,7 +166,8 @@ def of_runs(r, K: int, n: int=80, between=.03, common=.1, own=.1) -> dict:
     rows = pd.concat([row('x', '(all)', v, n, None, None, keep=True) for v in e], ignore_index=True)
     value, low, high = over_runs((1, rows))
     half, s = np.mean([(b - a)/2 for a, b in (v.interval() for v in e)]), 1.96*np.std([v.value for v in e])/K**.5
-    return {'mean over runs': (low, high, value - np.hypot(half, s), value + np.hypot(half, s), true.mean() if K < ENOUGH else .1)}
+    usual = value - np.hypot(half, s), value + np.hypot(half, s)
+    return {'mean over runs': (low, high, *usual, true.mean() if K < ENOUGH else .1)}
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov010b
 def of_suspect(r, n=20, lose=.5, right=.9) -> dict:
@@ -160,34 +176,40 @@ def of_suspect(r, n=20, lose=.5, right=.9) -> dict:
     a = np.where(base, r.random(n) >= lose, False)
     y, b, w = np.zeros(n, int), np.where(base, 0, 1), np.where(a, 0, 1)
     W = r.multinomial(n, np.full(n, 1/n), size=200)/n
-    lo, hi = (v[0] for v in paired_bootstrap(class_drop, y, b, w, C=2))
+    lo, hi = (v[0] for v in paired_interval(class_drop, y, b, w, C=2))
     return {'drop of one class': (lo, hi, *100*np.quantile(W@(base*1. - a), [.025, .975]), 100*right*lose)}
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov010c
-def coverage_table(repeats: int=1000, only=None) -> pd.DataFrame:
-    "The whole table; `only`: names of its parts."
-    parts = {}
+def _parts(repeats: int) -> dict:
+    "Setting -> a function that gives `count` its world (and the expectation, where that takes a simulation)."
+    parts, few = {}, dict(right=.97, lose=.02, gain=.2, drawings=KNOWN)
+    def answered(name, C, per, *a, **kw): parts[name] = lambda: dict(make=lambda r: of_answers(r, C, per, *a, **kw))
     for C, per, name in itertools.product((16, 112), (1, 2, 3, 6, 10), ('held-out', 'known')):
-        draws = HELDOUT if name == 'held-out' else KNOWN
-        parts[f'{C} classes x {per}, {name} drawings'] = lambda C=C, per=per, draws=draws: dict(make=lambda r: of_answers(r, C, per, drawings=draws))
-    parts['112 classes x 3, half of them with one drawing'] = lambda: dict(make=lambda r: of_answers(r, 112, 3, drawings=(1, 2)))
-    parts['112 classes x 3, few changes'] = lambda: dict(make=lambda r: of_answers(r, 112, 3, right=.97, lose=.02, gain=.2, drawings=KNOWN))
-    parts['16 classes x 3, few changes'] = lambda: dict(make=lambda r: of_answers(r, 16, 3, right=.97, lose=.02, gain=.2, drawings=KNOWN))
+        answered(f'{C} classes x {per}, {name} drawings', C, per, drawings=HELDOUT if name == 'held-out' else KNOWN)
+    answered('112 classes x 3, half of them with one drawing', 112, 3, drawings=(1, 2))
+    answered('112 classes x 3, few changes', 112, 3, **few)
+    answered('16 classes x 3, few changes', 16, 3, **few)
     for K in (2, 3, 5, 10):
-        parts[f'{K} subjects, 112 classes x 3'] = lambda K=K: dict(make=lambda r: of_answers(r, 112, 3, K, .04))
+        answered(f'{K} subjects, 112 classes x 3', 112, 3, K, .04)
         parts[f'{K} subjects, 80 images'] = lambda K=K: dict(make=lambda r: of_runs(r, K))
     for n, drift in itertools.product((4, 8, 16), (0., 1.)):
         parts[f'{P} prompts x {n}, ' + ('drift' if drift else 'no drift')] = lambda n=n, drift=drift: dict(
             make=lambda r: of_pictures(r, n, drift), expect=expectation(n, drift, repeats))
     for n in (10, 20, 40): parts[f'one class, {n} images'] = lambda n=n: dict(make=lambda r: of_suspect(r, n))
-    n = lambda k: max(repeats//2, 1) if 'prompts' in k else repeats            # these take longest
-    t = pd.concat([count(repeats=n(k), key=k, **f()) for k, f in parts.items() if only is None or k in only], ignore_index=True)
+    return parts
+
+def coverage_table(repeats: int=1000, only=None) -> pd.DataFrame:
+    "The whole table; `only`: names of its parts."
+    n = lambda k: max(repeats//2, 1) if 'prompts' in k else repeats           # these take longest
+    parts = {k: f for k, f in _parts(repeats).items() if only is None or k in only}
+    t = pd.concat([count(repeats=n(k), key=k, **f()) for k, f in parts.items()], ignore_index=True)
     return t[['setting', 'measure', 'ours', 'usual', 'width', 'given', 'repeats']]
 
 # %% ../../nbs/metrics/11_coverage.ipynb #cov011
 def main(argv=None):
     "`python -m openworld_forget.metrics.coverage`: write the table."
-    ap = argparse.ArgumentParser(prog='openworld_forget.metrics.coverage', description='How often the intervals of the reports contain the truth (minutes).')
+    ap = argparse.ArgumentParser(prog='openworld_forget.metrics.coverage',
+                                 description='How often the intervals of the reports contain the truth (minutes).')
     ap.add_argument('--repeats', type=int, default=1000)
     ap.add_argument('--out', default=str(root()/'benchmarks/coverage.csv'))
     a = ap.parse_args(argv)

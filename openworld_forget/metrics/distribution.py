@@ -15,11 +15,13 @@ from .judges import check_features, unit
 from .uncertainty import Estimate, check_sets, equal, pair_mean, pairwise, row
 
 # %% ../../nbs/metrics/07_distribution.ipynb #c006
-def cubic(a, b): return (a@b.T/a.shape[1] + 1)**3
+def cubic(a, b):
+    "KID's kernel (Binkowski et al. 2018) of features [n, d], [m, d]: [n, m]."
+    return (a@b.T/a.shape[1] + 1)**3
 
 def mmd2(W, V, x, y, k=cubic) -> np.ndarray:
-    """Unbiased squared MMD [draws] of features [n, d], [m, d] under weights [draws, n], [draws, m]; equal weights and the cubic kernel: KID's
-    estimator on all images, in float64."""
+    """Unbiased squared MMD [draws] of features [n, d], [m, d] under weights [draws, n], [draws, m]; equal weights
+    and the cubic kernel: KID's estimator on all images, in float64."""
     return pair_mean(W, k(x, x)) + pair_mean(V, k(y, y)) - 2*((W@k(x, y))*V).sum(1)
 
 def _torchmetrics_kid(x, y, subsets, subset_size, seed):
@@ -44,24 +46,25 @@ def kid(
     n = min(len(x), len(y))
     size = min(50, n//2) if subset_size is None else subset_size
     if x.shape[1] != y.shape[1]:
-        raise ForgetError(f'Features of {x.shape[1]} and {y.shape[1]} dimensions come from different judges. Use one judge for both sets.')
-    if not subsets == subsets//1 >= 1: raise ForgetError(f'KID is a mean over subsets: give subsets >= 1, got {subsets}. 100 are usual.')
+        raise ForgetError(f'Features of {x.shape[1]} and {y.shape[1]} dimensions come from different judges. '
+                          f'Use one judge for both sets.')
+    if not subsets == subsets//1 >= 1:
+        raise ForgetError(f'KID is a mean over subsets: give subsets >= 1, got {subsets}. 100 are usual.')
     if not 2 <= size == size//1 < n:
-        raise ForgetError(
-            f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images'
-            + (' (at least 4).' if subset_size is None else ' or lower it.')
-        )
+        raise ForgetError(f'KID needs 2 <= subset_size < n, got subset_size = {size} with n = {n}. Generate more images'
+                          + (' (at least 4).' if subset_size is None else ' or lower it.'))
     v, s = _torchmetrics_kid(x, y, subsets, size, seed_for(seed, 'kid'))
     return dict(value=v, std=s, n=n, subset_size=size)
 
 # %% ../../nbs/metrics/07_distribution.ipynb #c009
 def pooled(base: dict, adapted: dict, other: dict, k) -> tuple[Estimate, Estimate, Estimate]:
-    "MMD^2 of adapted against `other`, of base against them, and the difference, of all prompts: prompt -> features [n, d]; image i of the three is one unit."
-    b, a, o = (np.concatenate([s[p] for p in base]) for s in (base, adapted, other))
-    strata = np.repeat(np.arange(len(base)), [len(v) for v in base.values()])
+    """MMD^2 of adapted against `other`, of base against them, and the difference, of all prompts: prompt -> features
+    [n, d]; image i of the three is one unit."""
+    b, a, o = (np.concatenate([s[p] for p in base]) for s in (base, adapted, other))           # (N, d)
+    strata = np.repeat(np.arange(len(base)), [len(v) for v in base.values()])                  # (N,), the prompt
     N, w = len(b), equal(len(b))
     koo = k(o, o)
-    def kernel(x): return (k(x, x) + koo - k(x, o) - k(o, x))/(N*(N - 1))
+    def kernel(x): return (k(x, x) + koo - k(x, o) - k(o, x))/(N*(N - 1)) # (N, N): off the diagonal it adds up to MMD^2
     Ga, Gb = kernel(a), kernel(b)
     va, vb = (float(mmd2(w, w, o, x, k)[0]) for x in (a, b))
     return pairwise(va, Ga, strata), pairwise(vb, Gb, strata), pairwise(va - vb, Ga - Gb, strata)
@@ -81,13 +84,14 @@ def kid_table(
     network: str,                    # the judge's name
     seed: int=0,                     # of the subsets
 ) -> pd.DataFrame:
-    "Rows `kid` (adapted against `other`; floor: base against them), `kid_change` (the excess over the floor), `kid_std`."
+    """Rows `kid` (adapted against `other`; floor: base against them), `kid_change` (the excess over the floor),
+    `kid_std`."""
     check_sets(base, adapted, {} if other is None else other)
     sets = [{p: check_features(s[p]) for p in base} for s in (base, adapted, other)]
     b, a, o = (np.concatenate([*s.values()]) for s in sets)
     k, f = kid(o, a, seed=seed), kid(o, b, seed=seed)
     value, floor, excess = pooled(*sets, cubic)
-    value, floor = replace(value, value=k['value']), replace(floor, value=f['value'])      # torchmetrics' mean over subsets
+    value, floor = replace(value, value=k['value']), replace(floor, value=f['value'])  # torchmetrics' mean over subsets
     excess = replace(excess, value=k['value'] - f['value'])
     spread = Estimate(k['std'], np.zeros(0), np.nan, 0.)
     std = row('kid_std', '(pooled)', spread, k['n'], replace(spread, value=f['std']), None, network, ends=False)
@@ -96,21 +100,24 @@ def kid_table(
 # %% ../../nbs/metrics/07_distribution.ipynb #c012
 def gaussian(sigma: float=10.):
     "The kernel exp(-|x - y|^2 / 2 sigma^2) of features [n, d], [m, d]."
-    if not 0 < sigma < np.inf: raise ForgetError(f'The width of a Gaussian kernel must be positive and finite, got sigma = {sigma}. CMMD uses 10.')
+    if not 0 < sigma < np.inf:
+        raise ForgetError(f'The width of a Gaussian kernel must be positive and finite, got sigma = {sigma}. '
+                          f'CMMD uses 10.')
     return lambda a, b: np.exp(-np.maximum((a*a).sum(1)[:, None] + (b*b).sum(1) - 2*a@b.T, 0)/(2*sigma**2))
 
 def cmmd(base, adapted, sigma: float=10.) -> float:
-    """1000 times the unbiased squared MMD of unit features [n, d], [m, d] of independent images under a Gaussian kernel (CMMD, Jayasumana et
-    al. 2024; theirs keeps the diagonal)."""
+    """1000 times the unbiased squared MMD of unit features [n, d], [m, d] of independent images under a Gaussian kernel
+    (CMMD, Jayasumana et al. 2024; theirs keeps the diagonal)."""
     x, y = unit(base, 'base features'), unit(adapted, 'adapted features')
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        raise ForgetError(f'CMMD needs two images or more on each side, from one judge; got features {list(x.shape)} and {list(y.shape)}.')
+        raise ForgetError(f'CMMD needs two images or more on each side, from one judge; '
+                          f'got features {list(x.shape)} and {list(y.shape)}.')
     return float(1000*mmd2(equal(len(x)), equal(len(y)), x, y, gaussian(sigma))[0])
 
 # %% ../../nbs/metrics/07_distribution.ipynb #c012b
 def cmmd_table(base: dict, adapted: dict, other: dict, *, network: str, sigma: float=10.) -> pd.DataFrame:
-    """Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess over the floor), all prompts
-    pooled; prompt -> features [n, d] of a CLIP."""
+    """Rows `cmmd` (adapted against the base's `other` seeds; floor: base against them) and `cmmd_change` (excess
+    over the floor), all prompts pooled; prompt -> features [n, d] of a CLIP."""
     check_sets(base, adapted, {} if other is None else other)
     sets = [{p: unit(s[p]) for p in base} for s in (base, adapted, other)]
     k = gaussian(sigma)

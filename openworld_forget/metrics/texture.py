@@ -16,31 +16,33 @@ LUMA = (.2126, .7152, .0722)     # Rec. 709
 
 # %% ../../nbs/metrics/06_texture.ipynb #c006b
 def band_energy(images: torch.Tensor) -> np.ndarray:
-    """Luminance energy per octave in dB, float64 [n, K], of images as in `check_images`; octaves from 1 cycle per image up to the finest, K =
-    floor(log2(shorter edge)) - 1."""
-    x = check_images(images).double()/255
+    """Luminance energy per octave in dB, float64 [n, K], of images as in `check_images`; octaves from 1 cycle per
+    image up to the finest, K = floor(log2(shorter edge)) - 1."""
+    x = check_images(images).double()/255                                     # (n, 3, h, w)
     h, w = x.shape[-2:]
     if min(h, w) < 8: raise ForgetError(f'Texture needs images of 8 x 8 pixels or more, got {h} x {w}.')
-    y = torch.einsum('nchw,c->nhw', x, torch.tensor(LUMA, dtype=torch.float64))
+    y = torch.einsum('nchw,c->nhw', x, torch.tensor(LUMA, dtype=torch.float64))                # (n, h, w), luminance
     win = torch.hann_window(h, False, dtype=torch.float64)[:, None]*torch.hann_window(w, False, dtype=torch.float64)
-    # sums to the windowed variance
     y = y - (y*win).sum((1, 2), keepdim=True)/win.sum()
-    p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)
-    r = (torch.fft.fftfreq(h)[:, None]*h).square() + (torch.fft.fftfreq(w)*w).square()
+    p = torch.fft.fft2(y*win).abs().square()/(win.square().sum()*h*w)         # (n, h, w), sums to the windowed variance
+    r = (torch.fft.fftfreq(h)[:, None]*h).square() + (torch.fft.fftfreq(w)*w).square()         # (h, w), cycles squared
     top = int(np.log2(min(h, w)//2)) - 1
-    k = (r.clamp_min(1e-9).log2()/2).floor().clamp(max=top)
-    step = sum(c*c for c in LUMA)/255**2/12                                                                                # variance of the rounding
-    return np.stack([10*np.log10(p[:, k == i].sum(1).numpy() + step*(k == i).sum().item()/(h*w)) for i in range(top + 1)], 1)
+    k = (r.clamp_min(1e-9).log2()/2).floor().clamp(max=top)                   # (h, w), the octave of each frequency
+    step = sum(c*c for c in LUMA)/255**2/12                                   # variance of the rounding to 8 bits
+    octave = lambda i: p[:, k == i].sum(1).numpy() + step*(k == i).sum().item()/(h*w)          # (n,)
+    return np.stack([10*np.log10(octave(i)) for i in range(top + 1)], 1)
 
 # %% ../../nbs/metrics/06_texture.ipynb #c006c
 def texture_table(base: dict, adapted: dict, floor: dict|None=None) -> pd.DataFrame:
-    """Texture drift per prompt, mean and worst, from `band_energy` [n, K] of same-seed images: `texture_squared` (dB^2 per octave, unbiased)
-    and `texture_fine` (dB, finest octave; negative is smoother)."""
+    """Texture drift per prompt, mean and worst, from `band_energy` [n, K] of same-seed images: `texture_squared`
+    (dB^2 per octave, unbiased) and `texture_fine` (dB, finest octave; negative is smoother)."""
     check_sets(base, adapted, floor)
-    n, W = {p: len(base[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}
+    n, W = {p: len(base[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}         # W: (draws, n)
     K = len(next(iter(base.values()))[0])
     name, out = f'luminance, {K} octaves', []
-    def every(f): return {p: f(p, adapted) for p in base}, n, {p: f(p, floor) for p in base} if floor is not None else None
-    if min(n.values()) > 1: out.append(rows('texture_squared', *every(lambda p, s: mean_shift2(s[p] - base[p], W[p])/K), name))
-    out.append(rows('texture_fine', *every(lambda p, s: W[p]@(s[p] - base[p])[:, -1]), name, worst='min', mean=True))
+    over = lambda f, s: None if s is None else {p: f(p, s) for p in base}
+    def every(f): return over(f, adapted), n, over(f, floor)
+    square, fine = lambda p, s: mean_shift2(s[p] - base[p], W[p])/K, lambda p, s: W[p]@(s[p] - base[p])[:, -1]
+    if min(n.values()) > 1: out.append(rows('texture_squared', *every(square), name))
+    out.append(rows('texture_fine', *every(fine), name, worst='min', mean=True))
     return pd.concat(out, ignore_index=True)

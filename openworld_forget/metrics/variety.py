@@ -16,7 +16,8 @@ def diversity(f, W=None):
     "Mean pairwise cosine distance of features [n, d] within a set; with weights [draws, n] one per draw."
     u = unit(f)
     W_ = equal(len(u)) if W is None else W
-    if len(u) < 2: raise ForgetError('Diversity is a mean over pairs: one image has none. Generate at least two per prompt.')
+    if len(u) < 2:
+        raise ForgetError('Diversity is a mean over pairs: one image has none. Generate at least two per prompt.')
     d = np.maximum(1 - pair_mean(W_, u@u.T), 0)
     return float(d[0]) if W is None else d
 
@@ -38,7 +39,8 @@ def paired_distance(f_base, f_adapted) -> np.ndarray:
     "1 - cosine of the features of same-seed images, [n]."
     a, b = unit(f_base, 'base features'), unit(f_adapted, 'adapted features')
     if a.shape != b.shape:
-        raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. Generate the same seeds, use one judge.')
+        raise ForgetError(f'Paired features must have equal shapes, got {list(a.shape)} and {list(b.shape)}. '
+                          f'Generate the same seeds, use one judge.')
     return np.maximum(((a-b)**2).sum(1)/2, 0)      # = 1 - cosine for unit vectors, and exactly 0 for equal ones
 
 # %% ../../nbs/metrics/08_variety.ipynb #c014
@@ -48,7 +50,8 @@ def variety_table(
     *,
     network: str,                    # the judge's name
 ) -> pd.DataFrame:
-    "`distance_paired`, and of `diversity` and `vendi` the base's value (`_base`), the adapted one's and the change (`_change`)."
+    """`distance_paired`, and of `diversity` and `vendi` the base's value (`_base`), the adapted one's and the change
+    (`_change`)."""
     check_sets(base, adapted, floor)
     n, W = {p: len(base[p]) for p in base}, {p: leave_out(len(base[p])) for p in base}
     away = lambda s: None if s is None else {p: W[p]@paired_distance(base[p], s[p]) for p in base}
@@ -56,7 +59,7 @@ def variety_table(
     for name, f, top, ends in (('diversity', diversity, 2., True), ('vendi', vendi, np.inf, False)):
         b, a, o = (None if s is None else {p: f(s[p], W[p]) for p in base} for s in (base, adapted, floor))
         change = lambda s: None if s is None else {p: s[p] - b[p] for p in base}
-        like = dict(network=network, worst='min', ends=ends)                # the Vendi score's would be too narrow (`20_coverage`)
+        like = dict(network=network, worst='min', ends=ends)      # the Vendi score's would be too narrow (`coverage`)
         out += [rows(f'{name}_base', b, n, bounds=(0, top), **like), rows(name, a, n, bounds=(0, top), **like)]
         out.append(rows(f'{name}_change', change(a), n, change(o), **like))
     return pd.concat(out, ignore_index=True)
@@ -69,13 +72,16 @@ def lpips_distances(
     "LPIPS, float64 [S, n, S, n], between the images of S sets; exactly 0 for equal images."
     sets = [check_images(x) for x in sets]
     if len({len(x) for x in sets}) != 1:
-        raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. Generate the same seeds.')
+        raise ForgetError(f'Expected sets of equally many images, got {[len(x) for x in sets]}. '
+                          f'Generate the same seeds.')
     if len({tuple(x.shape[1:]) for x in sets}) > 1:
-        raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. Generate at one resolution.')
+        raise ForgetError(f'LPIPS compares images of one size, got {[list(x.shape) for x in sets]}. '
+                          f'Generate at one resolution.')
     x, n = torch.cat(sets), len(sets[0])
     f = judge.embed(x)
-    g = sum((c.double()@c.double().T for c in f.split(2**18, 1))).numpy()               # in pieces: at 512 pixels a row has millions of entries
-    d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0)
+    # (S n, S n); in pieces: at 512 pixels a row has millions of entries
+    g = sum((c.double()@c.double().T for c in f.split(2**18, 1))).numpy()
+    d = np.maximum(np.diag(g)[:, None] + np.diag(g) - 2*g, 0)                 # |x|^2 + |y|^2 - 2 x y
     which = x.flatten(1).unique(dim=0, return_inverse=True)[1].numpy()
     d[which[:, None] == which] = 0
     return d.reshape(len(sets), n, len(sets), n)
@@ -87,15 +93,18 @@ def lpips_table(
     *,
     network: str,
 ) -> pd.DataFrame:
-    "`lpips_paired` (same seeds) and the mean pairwise distance within a prompt, `lpips_diversity` (`_base`, `_change`); per prompt, mean and worst."
+    """`lpips_paired` (same seeds) and the mean pairwise distance within a prompt, `lpips_diversity` (`_base`,
+    `_change`); per prompt, mean and worst."""
     check_sets(distances, distances if floor is None else floor, paired=False)
-    if any(np.ndim(d) != 4 or np.shape(d) != (2, np.shape(d)[1])*2 for s in (distances, floor or {}) for d in s.values()):
-        raise ForgetError(
-            f'Expected prompt -> distances [2, n, 2, n], got {[np.shape(d) for d in distances.values()][:3]}. Make them with `lpips_distances` of two sets.'
-        )
+    every = [d for s in (distances, floor or {}) for d in s.values()]
+    if any(np.ndim(d) != 4 or np.shape(d) != (2, np.shape(d)[1])*2 for d in every):
+        raise ForgetError(f'Expected prompt -> distances [2, n, 2, n], got {[np.shape(d) for d in every][:3]}. '
+                          f'Make them with `lpips_distances` of two sets.')
     if floor and any(np.shape(floor[p]) != np.shape(d) for p, d in distances.items()):
-        raise ForgetError('The floor has another number of images than the adapted set. A floor depends on n: make it of equally many images.')
-    n, W = {p: np.shape(d)[1] for p, d in distances.items()}, {p: leave_out(np.shape(d)[1]) for p, d in distances.items()}
+        raise ForgetError('The floor has another number of images than the adapted set. '
+                          'A floor depends on n: make it of equally many images.')
+    n, W = ({p: np.shape(d)[1] for p, d in distances.items()},
+            {p: leave_out(np.shape(d)[1]) for p, d in distances.items()})
     away = lambda s: {p: W[p]@np.diagonal(d[0, :, 1]) for p, d in s.items()} if s else None
     inside = lambda s, k: {p: pair_mean(W[p], d[k, :, k]) for p, d in s.items()} if s else None
     out = [rows('lpips_paired', away(distances), n, away(floor), network, bounds=(0, np.inf), mean=True)]
@@ -103,5 +112,7 @@ def lpips_table(
     b, a, o = inside(distances, 0), inside(distances, 1), inside(floor, 1)
     change = lambda s: None if s is None else {p: s[p] - b[p] for p in b}
     like = dict(network=network, worst='min')
-    out += [rows('lpips_diversity_base', b, n, **like), rows('lpips_diversity', a, n, **like), rows('lpips_diversity_change', change(a), n, change(o), **like)]
+    out += [rows('lpips_diversity_base',   b,         n,            **like),
+            rows('lpips_diversity',        a,         n,            **like),
+            rows('lpips_diversity_change', change(a), n, change(o), **like)]
     return pd.concat(out, ignore_index=True)
