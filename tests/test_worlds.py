@@ -7,8 +7,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from openworld_forget.worlds import world as worlds
-from openworld_forget.core import ForgetError, content_key, generator, read_json, write_json
+from openworld_forget.worlds import load
+from openworld_forget.core import ForgetError, content_key, generator, read_json, root, write_json
 from openworld_forget.worlds.generate import generate
 from openworld_forget.metrics.judges import check_judges, clip_judge, dino_judge, feature_judge
 from openworld_forget.worlds.load import default_device, find_source, is_own, load_world, missing_parts
@@ -218,14 +218,14 @@ def test_a_hub_out_of_reach_is_one_error_within_seconds(no_cache, monkeypatch):
     "Not offline by decision: a connection that is refused at once."
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     url = huggingface_hub.hf_hub_url(SD, 'model_index.json', revision=PIN, endpoint='http://127.0.0.1:9')
-    monkeypatch.setattr(worlds.huggingface_hub, 'hf_hub_url', lambda *a, **k: url)
+    monkeypatch.setattr(load.huggingface_hub, 'hf_hub_url', lambda *a, **k: url)
     within(60, lambda: load_world('sd15'), SD, PIN, '4.3 GB', 'cannot be reached', str(no_cache), 'hf download')
     within(60, lambda: feature_judge('facebook/dino-vits16'), 'facebook/dino-vits16', 'cannot be reached')
 
 def test_a_hub_that_never_answers(no_cache, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(worlds, 'HUB_SECONDS', .1)
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: time.sleep(3))
+    monkeypatch.setattr(load, 'HUB_SECONDS', .1)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: time.sleep(3))
     refused(lambda: load_world('sd15'), 'cannot be reached', 'no answer in 0.1 s')
 
 @pytest.mark.parametrize('error, says', [
@@ -235,7 +235,7 @@ def test_what_the_hub_answers_is_the_reason(no_cache, monkeypatch, error, says):
     kind = getattr(huggingface_hub.errors, error)
     def answer(*a, **k): raise kind.__new__(kind)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', answer)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', answer)
     refused(lambda: load_world(mine('someone/some-sd15', revision=PIN)), 'someone/some-sd15', says)
 
 def cache(hub, source, revision, folder):
@@ -250,7 +250,7 @@ def test_what_is_in_the_cache_is_loaded_without_asking(no_cache, saved, monkeypa
     "Also when the network would be allowed; a snapshot that lacks parts says which."
     d = cache(no_cache, 'someone/some-sd15', PIN, saved)
     def never(*a, **k): raise AssertionError('the hub was asked')
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', never)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', never)
     spec = mine('someone/some-sd15', revision=PIN)
     for offline in (True, False):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
@@ -272,7 +272,7 @@ def test_a_judge_in_the_cache_carries_its_commit(no_cache, tmp_path):
     assert 'git checkout' not in refused(lambda: feature_judge(str(tmp_path/'dino')), 'lacks model.safetensors')
 
 def test_what_can_be_known_of_the_shipped_world_without_loading_it():
-    assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(Path(worlds.root())/'weights/mini')
+    assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(root()/'weights/mini')
     check_judges(spec_of('mini'))
     refused(lambda: check_judges(spec_of('mini').but(features='efficientnet-lite1')), 'efficientnet-lite0')
     refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'Did you mean')
