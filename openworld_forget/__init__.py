@@ -16,7 +16,7 @@ __version__ = "0.0.1"
 
 from typing import TYPE_CHECKING
 
-NAMES = {       # module -> what it offers here; `source` reads this table as text, so it holds nothing but texts
+NAMES = {       # module -> what it offers here (`source` reads this table as text: it holds nothing but texts)
     'core': 'ForgetError',
     'show': 'wall',
     'worlds.world': 'World',
@@ -30,7 +30,7 @@ NAMES = {       # module -> what it offers here; `source` reads this table as te
     'metrics.color': 'cdi cdi_table name_histogram',
 }
 
-if TYPE_CHECKING:       # for editors and type checkers, which do not run `__getattr__`; `tests/test_names.py` compares the two lists
+if TYPE_CHECKING:       # for editors and type checkers, which run no `__getattr__` (a test compares the two lists)
     from .core import ForgetError
     from .show import wall
     from .worlds.world import World
@@ -44,7 +44,7 @@ if TYPE_CHECKING:       # for editors and type checkers, which do not run `__get
     from .metrics.color import cdi, cdi_table, name_histogram
 
 _HOME = {name: module for module, names in NAMES.items() for name in names.split()}
-__all__ = [*_HOME]
+__all__ = list(_HOME)
 
 def __getattr__(name: str):
     if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
