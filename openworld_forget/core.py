@@ -30,7 +30,8 @@ def choose(
     known = [str(k) for k in known]
     if name in known: return name
     near = difflib.get_close_matches(str(name), known, 3, .5)
-    hint = f'Did you mean {" or ".join(map(repr, near))}?' if near else f'Known: {", ".join(known[:20])}{" ..." if len(known)>20 else ""}.'
+    all_ = ', '.join(known[:20]) + (' ...' if len(known) > 20 else '')
+    hint = f'Did you mean {" or ".join(map(repr, near))}?' if near else f'Known: {all_}.'
     raise ForgetError(f'Unknown {what} {name!r}. {hint}')
 
 # %% ../nbs/00_core.ipynb #c005b
@@ -41,7 +42,8 @@ def numbers(x, what: str) -> np.ndarray:
         if a.dtype.kind not in 'biuf' and a.size: raise TypeError
         return a.astype(np.float64, copy=False)
     except (TypeError, ValueError):
-        raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. Rows must be numbers and of equal length.') from None
+        raise ForgetError(f'{what}: expected an array of numbers, got {type(x).__name__}. '
+                          f'Rows must be numbers and of equal length.') from None
 
 # %% ../nbs/00_core.ipynb #c008
 def seed_for(
@@ -55,7 +57,8 @@ def seed_for(
     return int.from_bytes(h.digest(), 'little') >> 1
 
 def generator(seed: int, stage: str, *key, device='cpu') -> torch.Generator:
-    "A generator of its own for (seed, stage, key). Draw on the CPU, then move, so that devices agree; only the mini world's own training draws on its device."
+    """A generator of its own for (seed, stage, key). Draw on the CPU, then move, so that devices agree; only the mini
+    world's own training draws on its device."""
     return torch.Generator(device).manual_seed(seed_for(seed, stage, *key))
 
 # %% ../nbs/00_core.ipynb #c008b
@@ -65,7 +68,8 @@ def rng(seed: int, stage: str, *key) -> np.random.Generator:
 
 def noise(shape, seed: int, stage: str, keys) -> torch.Tensor:
     "Standard normal noise [len(keys), *shape], every item from its own generator."
-    return torch.stack([torch.randn(shape, generator=generator(seed, stage, k)) for k in keys]) if len(keys) else torch.empty(0, *shape)
+    if not len(keys): return torch.empty(0, *shape)
+    return torch.stack([torch.randn(shape, generator=generator(seed, stage, k)) for k in keys])
 
 # %% ../nbs/00_core.ipynb #c011
 def _files(folder: Path, above: tuple=()) -> list[Path]:
@@ -73,7 +77,9 @@ def _files(folder: Path, above: tuple=()) -> list[Path]:
     here = os.path.realpath(folder)
     if here in above or not folder.is_dir(): return []
     try: inside = list(folder.iterdir())
-    except OSError as e: raise ForgetError(f'{folder} cannot be read ({e.strerror or e}), and a key needs what is in it. Change its permissions.') from None
+    except OSError as e:
+        raise ForgetError(f'{folder} cannot be read ({e.strerror or e}), and a key needs what is in it. '
+                          f'Change its permissions.') from None
     return [q for p in inside for q in (_files(p, (*above, here)) if p.is_dir() else [p] if p.is_file() else [])]
 
 # %% ../nbs/00_core.ipynb #c011b
@@ -97,15 +103,16 @@ def _feed(h, o):
             _feed(h, o[k])
     elif isinstance(o, (list, tuple)):
         h.update(f'[{len(o)}'.encode())
-        [_feed(h, x) for x in o]
+        for x in o: _feed(h, x)
     else: h.update(repr(o).encode())
     h.update(b'\x1e')
 
 # %% ../nbs/00_core.ipynb #c011c
 def content_key(*objs) -> str:
-    "16 hex digits that change when any of the objects (values, tensors, arrays, `Path`s to files or folders, records) changes."
+    """16 hex digits that change when any of the objects changes: values, tensors, arrays, `Path`s to files or folders
+    (their content and the names in them), records."""
     h = hashlib.blake2b(digest_size=8)
-    [_feed(h, o) for o in objs]
+    for o in objs: _feed(h, o)
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #c014
@@ -137,7 +144,8 @@ def read_json(path: Path|str):
     "Read a JSON file; a missing or damaged one is a `ForgetError`."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ForgetError(f'{path} does not exist.') from None
-    except OSError as e: raise ForgetError(f'{path} cannot be read ({e.strerror}). It must be a readable file.') from None
+    except OSError as e:
+        raise ForgetError(f'{path} cannot be read ({e.strerror}). It must be a readable file.') from None
     except ValueError as e: raise ForgetError(f'{path} is not valid JSON ({e}). Delete it and run again.') from None
 
 # %% ../nbs/00_core.ipynb #c017
@@ -145,35 +153,43 @@ def check_finite(tensors: dict, where='tensors'):
     "Raise a `ForgetError` that names the first tensor with a NaN or an infinity."
     for k, v in tensors.items():
         if v.is_floating_point() and not torch.isfinite(v).all():
-            raise ForgetError(f'{where}: {k!r} has non-finite values. The file is damaged or its training diverged; make it again.')
+            raise ForgetError(f'{where}: {k!r} has non-finite values. '
+                              f'The file is damaged or its training diverged; make it again.')
 
 def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict|None=None):
-    "Write a dict of tensors as safetensors, atomically; `meta` is stored as JSON in the header, `more` as further texts for other readers."
+    """Write a dict of tensors as safetensors, atomically; `meta` is stored as JSON in the header, `more` as further
+    texts for other readers."""
     check_finite(tensors, f'refused to write {path}')
-    with atomic(path) as t:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            t,
-            metadata={'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})},
-        )
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = {'meta': json.dumps(meta or {}, sort_keys=True), **(more or {})}
+    with atomic(path) as t: save_file(plain, t, metadata=header)
 
 # %% ../nbs/00_core.ipynb #c017b
+def _what_else(head: bytes, e: Exception) -> str:
+    """What a file is that is no safetensors file, and what to do, from its first bytes in lower
+    case and the reader's error."""
+    if head.startswith(b'version https://git-lfs'):
+        return 'is a git-lfs pointer, not the file itself: get it with `git lfs pull`, or download it'
+    if head.startswith((b'<!doctype', b'<html')):
+        return 'is an HTML page, not the file itself: a download link that led to a page; download it again'
+    if not head: return 'is empty (no bytes): download it, or make it, again'
+    if head.startswith((b'pk\x03\x04', b'\x80')):
+        return 'is a pickle or zip file with another name: pickles (.bin, .ckpt, .pt) are not read'
+    return (f'is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; '
+            f'a truncated file must be made again')
+
+# %% ../nbs/00_core.ipynb #c017b2
 def _read(path, tensor):
-    "`tensor(file, name)` of every tensor of a safetensors file, and its meta ({} where `meta` is another writer's text)."
+    """`tensor(file, name)` of every tensor of a safetensors file, and its meta ({} where `meta` is
+    another writer's text)."""
     path = Path(path)
     if not path.is_file(): raise ForgetError(f'Weights {path} do not exist. Check the path, or make them again.')
     try:
-        with safe_open(path, 'pt') as f: out, text = {k: tensor(f, k) for k in f.keys()}, (f.metadata() or {}).get('meta', '{}')
+        with safe_open(path, 'pt') as f:
+            out, text = {k: tensor(f, k) for k in f.keys()}, (f.metadata() or {}).get('meta', '{}')
     except Exception as e:
         with open(path, 'rb') as f: head = f.read(200).lstrip().lower()
-        what = (
-            'is a git-lfs pointer, not the file itself: get it with `git lfs pull`, or download it' if head.startswith(b'version https://git-lfs')
-            else 'is an HTML page, not the file itself: a download link that led to a page; download it again' if head.startswith((b'<!doctype', b'<html'))
-            else 'is empty (no bytes): download it, or make it, again' if not head
-            else 'is a pickle or zip file with another name: pickles (.bin, .ckpt, .pt) are not read' if head.startswith((b'pk\x03\x04', b'\x80'))
-            else f'is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; a truncated file must be made again'
-        )
-        raise ForgetError(f'{path} {what}.') from None
+        raise ForgetError(f'{path} {_what_else(head, e)}.') from None
     try: meta = json.loads(text)
     except ValueError: meta = {}
     return out, meta if isinstance(meta, dict) else {}
@@ -222,8 +238,10 @@ class Record(BaseModel):
     @classmethod
     def _numbers_are_no_truths(cls, v, info):
         kinds = _leaves(cls.model_fields[info.field_name].annotation)
-        if kinds & {int, float} and bool not in kinds and _truth(v): raise ValueError('a number is expected here, not a truth value')
-        if int in kinds <= {int, type(None)} and isinstance(v, str) and v.strip().lstrip('+-').replace('.', '').replace('_', '').isdecimal():
+        if kinds & {int, float} and bool not in kinds and _truth(v):
+            raise ValueError('a number is expected here, not a truth value')
+        digits = isinstance(v, str) and v.strip().lstrip('+-').replace('.', '').replace('_', '').isdecimal()
+        if int in kinds <= {int, type(None)} and digits:
             raise ValueError('a count is expected here, not text: remove the quotes')
         return v
 
@@ -251,16 +269,20 @@ def _first(cls, error: ValidationError) -> str:
         else ''
     )
     more = f' {len(error.errors()) - 1} more are wrong.' if len(error.errors()) > 1 and not hint else ''
-    return f'{cls.__name__}{"." if loc else ""}{loc}: {msg}' + ('.' if isinstance(got, cls) or not loc else f' (got {got!r}).') + hint + more
+    where = f'{cls.__name__}{"." if loc else ""}{loc}'
+    end = '.' if isinstance(got, cls) or not loc else f' (got {got!r}).'
+    return f'{where}: {msg}{end}{hint}{more}'
 
 # %% ../nbs/00_core.ipynb #c023
 def root() -> Path:
-    "The project folder: `OWF_HOME`, or the nearest parent of the working folder or of this package with a `settings.ini`."
+    """The project folder: `OWF_HOME`, or the nearest folder with a `settings.ini` around the
+    working folder or this package."""
     if os.environ.get('OWF_HOME'): return Path(os.environ['OWF_HOME']).expanduser().absolute()
     for start in (Path.cwd(), Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()):
         for p in (start, *start.parents):
             if (p/'settings.ini').is_file() and (p/'nbs').is_dir(): return p
-    raise ForgetError('The project folder was not found. Run inside a clone of openworld_forget, or set OWF_HOME to one.')
+    raise ForgetError('The project folder was not found. '
+                      'Run inside a clone of openworld_forget, or set OWF_HOME to one.')
 
 def outputs() -> Path:
     "Where results are written: `OWF_OUTPUTS` (a relative one is the project's), or `outputs/` of the project."

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from openworld_forget.worlds import data as concepts
+from openworld_forget.worlds import pictures
 from openworld_forget.worlds.data import Benchmark, Subject, check_class_word, read_class_word
 from openworld_forget.worlds.folders import benchmark, benchmark_files, benchmarks, check_data, subject, subjects
 from openworld_forget.worlds.pictures import load_image, load_images, picture_files
@@ -234,7 +234,7 @@ def test_size_links_and_permissions(tmp_path, monkeypatch):
         refused(lambda n=n: load_image(tmp_path/n, 16), n, says)
     Image.new('L', (16, 16)).save(tmp_path/'mine.png')
     def closed(*a, **k): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr(concepts.Image, 'open', closed)
+    monkeypatch.setattr(pictures.Image, 'open', closed)
     refused(lambda: load_image(tmp_path/'mine.png', 16), 'mine.png', 'Permission denied')
 
 # ---------------------------------------------------------------- folders

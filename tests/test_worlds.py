@@ -1,16 +1,18 @@
 """What a world takes and what it refuses: images, latents, timesteps, prompts; where its weights are looked for, and how soon it says that there are none."""
-import shutil, time
-from pathlib import Path
+import importlib, inspect, shutil, time
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
 
-from openworld_forget.worlds import world as worlds
-from openworld_forget.core import ForgetError, content_key, generator, read_json, write_json
+from openworld_forget.worlds import load
+from openworld_forget.core import ForgetError, content_key, generator, read_json, root, write_json
 from openworld_forget.worlds.generate import generate
 from openworld_forget.metrics.judges import check_judges, clip_judge, dino_judge, feature_judge
+from openworld_forget.study.files import world_data
+from openworld_forget.worlds.data import DataSource, MoreData, data_source, missing_members
+from openworld_forget.worlds.folders import check_data
 from openworld_forget.worlds.load import default_device, find_source, is_own, load_world, missing_parts
 from openworld_forget.worlds.world import provider, spec_of
 from openworld_forget.worlds.tiny import save_world, tiny_world
@@ -112,6 +114,22 @@ def test_devices_and_types_that_are_none(w, monkeypatch):
         refused(lambda bad=bad: w.to('cpu', bad), 'torch.float32')
         refused(lambda bad=bad: load_world('mini', 'cpu', bad), 'torch.float32')
 
+def test_what_people_train_is_stored_in_single_precision(tmp_path):
+    """The shipped text encoder: stored in float16, plain transformers would load it so, and a training of it would end in NaN. Its values are
+    those of half precision, so the world is the same as if they were stored so."""
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPTextModel
+    folder = root()/'weights/mini'
+    stored = load_file(folder/'text_encoder/model.safetensors')
+    assert all(v.dtype == torch.float32 and torch.equal(v.half().float(), v) for v in stored.values())
+    assert read_json(folder/'text_encoder/config.json')['dtype'] == 'float32'
+    assert CLIPTextModel.from_pretrained(folder, subfolder='text_encoder').dtype == torch.float32
+    shutil.copytree(folder, tmp_path/'mini')
+    save_file({k: v.half() for k, v in stored.items()}, tmp_path/'mini/text_encoder/model.safetensors', metadata={'format': 'pt'})
+    write_json(tmp_path/'mini/text_encoder/config.json', {**read_json(folder/'text_encoder/config.json'), 'dtype': 'float16'})
+    half, world = load_world(spec_of('mini').but(source=str(tmp_path/'mini')), 'cpu'), load_world('mini', 'cpu')
+    assert half.key == world.key and half.text_encoder.dtype == torch.float32
+
 def test_a_world_prints_in_one_line(w): assert repr(w) == "World('tiny', 'base', 64 px, epsilon)"
 
 # ---------------------------------------------------------------- prompts and seeds
@@ -195,6 +213,42 @@ def test_definitions_that_are_none(bad, says): refused(lambda: spec_of(bad), say
 def test_a_data_module_that_is_none():
     for bad in ('no.such.module', '', 'openworld_forget.'): refused(lambda bad=bad: provider(spec_of('mini').but(data=bad)), 'cannot be imported')
 
+def test_a_data_module_by_its_older_name():
+    "A study file from before the wings still finds its folders, under the name that keys and steps use today."
+    from openworld_forget.source import source_key
+    from openworld_forget.worlds import folders
+    spec = spec_of(mine('x', data='openworld_forget.concepts'))
+    assert provider(spec) is folders and spec.data == 'openworld_forget.worlds.folders' == spec.but(token='zwx').data
+    assert source_key(spec.data) == source_key('openworld_forget.worlds.folders')
+
+# ---------------------------------------------------------------- data sources
+SOURCES = ('openworld_forget.worlds.folders', 'openworld_forget.mini.data')
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_a_data_source_takes_what_the_protocol_says(name):
+    "Every function of `DataSource`, and those of `MoreData` that are offered, with the same arguments in the same order."
+    module = importlib.import_module(name)
+    assert not missing_members(module) and data_source(spec_of('mini').but(data=name)) is module
+    for k, f in {**vars(DataSource), **vars(MoreData)}.items():
+        if k.startswith('_') or not callable(f) or not hasattr(module, k): continue
+        want, have = list(inspect.signature(f).parameters)[1:], inspect.signature(getattr(module, k)).parameters
+        more = list(have.values())[len(want):]
+        assert list(have)[:len(want)] == want and all(p.default is not p.empty for p in more), k
+
+def test_a_data_source_that_lacks_a_function_is_named(tmp_path, monkeypatch):
+    (tmp_path/'half_a_source.py').write_text('def splits(): return []\nbenchmarks = 5\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = mine('x', data='half_a_source')
+    says = refused(lambda: data_source(spec), 'half_a_source', 'lacks benchmarks, benchmark, subjects', 'DataSource')
+    assert 'splits' not in says.split('lacks')[1].split('.')[0]
+    refused(lambda: check_data(spec), 'lacks benchmarks')
+    refused(lambda: world_data(spec_of(spec)), 'lacks benchmarks')
+
+def test_a_world_knows_its_data(w): assert data_source(w).__name__ == 'openworld_forget.worlds.folders' == data_source('sd15').__name__
+
+def test_what_the_data_of_the_mini_world_depend_on():
+    assert importlib.import_module('openworld_forget.mini.data').files() == [root()/'package-lock.json']
+
 # ---------------------------------------------------------------- the hub, out of reach and in the cache
 @pytest.fixture
 def no_cache(tmp_path, monkeypatch):
@@ -218,14 +272,14 @@ def test_a_hub_out_of_reach_is_one_error_within_seconds(no_cache, monkeypatch):
     "Not offline by decision: a connection that is refused at once."
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
     url = huggingface_hub.hf_hub_url(SD, 'model_index.json', revision=PIN, endpoint='http://127.0.0.1:9')
-    monkeypatch.setattr(worlds.huggingface_hub, 'hf_hub_url', lambda *a, **k: url)
+    monkeypatch.setattr(load.huggingface_hub, 'hf_hub_url', lambda *a, **k: url)
     within(60, lambda: load_world('sd15'), SD, PIN, '4.3 GB', 'cannot be reached', str(no_cache), 'hf download')
     within(60, lambda: feature_judge('facebook/dino-vits16'), 'facebook/dino-vits16', 'cannot be reached')
 
 def test_a_hub_that_never_answers(no_cache, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(worlds, 'HUB_SECONDS', .1)
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: time.sleep(3))
+    monkeypatch.setattr(load, 'HUB_SECONDS', .1)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', lambda *a, **k: time.sleep(3))
     refused(lambda: load_world('sd15'), 'cannot be reached', 'no answer in 0.1 s')
 
 @pytest.mark.parametrize('error, says', [
@@ -235,7 +289,7 @@ def test_what_the_hub_answers_is_the_reason(no_cache, monkeypatch, error, says):
     kind = getattr(huggingface_hub.errors, error)
     def answer(*a, **k): raise kind.__new__(kind)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', answer)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', answer)
     refused(lambda: load_world(mine('someone/some-sd15', revision=PIN)), 'someone/some-sd15', says)
 
 def cache(hub, source, revision, folder):
@@ -250,7 +304,7 @@ def test_what_is_in_the_cache_is_loaded_without_asking(no_cache, saved, monkeypa
     "Also when the network would be allowed; a snapshot that lacks parts says which."
     d = cache(no_cache, 'someone/some-sd15', PIN, saved)
     def never(*a, **k): raise AssertionError('the hub was asked')
-    monkeypatch.setattr(worlds.huggingface_hub, 'get_hf_file_metadata', never)
+    monkeypatch.setattr(load.huggingface_hub, 'get_hf_file_metadata', never)
     spec = mine('someone/some-sd15', revision=PIN)
     for offline in (True, False):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
@@ -272,7 +326,7 @@ def test_a_judge_in_the_cache_carries_its_commit(no_cache, tmp_path):
     assert 'git checkout' not in refused(lambda: feature_judge(str(tmp_path/'dino')), 'lacks model.safetensors')
 
 def test_what_can_be_known_of_the_shipped_world_without_loading_it():
-    assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(Path(worlds.root())/'weights/mini')
+    assert find_source('weights/mini', None, 'World mini').name == 'mini' and not missing_parts(root()/'weights/mini')
     check_judges(spec_of('mini'))
     refused(lambda: check_judges(spec_of('mini').but(features='efficientnet-lite1')), 'efficientnet-lite0')
     refused(lambda: check_judges(spec_of('mini').but(clip='weights/mini-clipp')), 'Did you mean')

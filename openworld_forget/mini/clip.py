@@ -26,25 +26,17 @@ def new_clip(vocab_size: int, width=192, layers=(6, 3), patch=8, seed=1) -> CLIP
     common = dict(hidden_size=width, intermediate_size=4*width, num_attention_heads=4, hidden_act='quick_gelu')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'clip init'))
-        return CLIPModel(
-            CLIPConfig(
-                projection_dim=width,
-                vision_config=dict(
-                    common, attention_dropout=0.1, num_hidden_layers=layers[0], image_size=64, patch_size=patch, projection_dim=width
-                ),
-                text_config=dict(
-                    common,
-                    num_hidden_layers=layers[1],
-                    vocab_size=vocab_size,
-                    max_position_embeddings=LENGTH,
-                    bos_token_id=vocab_size - 2,
-                    eos_token_id=vocab_size - 1,
-                    pad_token_id=vocab_size - 1,
-                    projection_dim=width,
-                ),
-            )
-        )
+        return CLIPModel(CLIPConfig(
+            projection_dim=width,
+            vision_config=dict(
+                common, num_hidden_layers=layers[0], image_size=64, patch_size=patch, projection_dim=width,
+                attention_dropout=.1),
+            text_config=dict(
+                common, num_hidden_layers=layers[1], vocab_size=vocab_size, max_position_embeddings=LENGTH,
+                bos_token_id=vocab_size - 2, eos_token_id=vocab_size - 1, pad_token_id=vocab_size - 1,
+                projection_dim=width)))
 
+# %% ../../nbs/mini/03_clip.ipynb #c004a
 def to_pixels(x: torch.Tensor) -> torch.Tensor:
     "Images [n, 3, 64, 64], float in [0, 1] or uint8, normalized as CLIP wants them."
     x = x if x.is_floating_point() else x.float()/255
@@ -65,28 +57,36 @@ def judge_caption(concept, style, color, v):
 
 def _unit(x): return F.normalize(x if isinstance(x, torch.Tensor) else x.pooler_output, dim=-1)
 
-def train_clip(items: list, recipe: Recipe, path: Path|None=None, until=None, seed=1, every=100, device='cpu') -> tuple[CLIPModel, list]:
+def train_clip(
+    items: list, recipe: Recipe,
+    path: Path|None=None,       # checkpoint
+    until=None, seed=1, every=100, device='cpu',
+) -> tuple[CLIPModel, list]:    # the judge, log
     "Train, or go on training, the judge on compositions of (concept, rendering) pairs."
     model = new_clip(len(new_tokenizer()), seed=seed).to(device).train()
     pictures, table = composer(items, device, jitter=.08, stretch=.15, turn=20.), caption_table().to(device)
     def loss(step):
         g = generator(seed, 'clip', step, device=device)
-        x, *facts = pictures(recipe.batch, g)
-        k = judge_caption(*facts, torch.rand(recipe.batch, generator=g, device=device))
-        with torch.random.fork_rng(devices=[g.device] if g.device.type == 'cuda' else []):                # attention dropout
+        x, *facts = pictures(recipe.batch, g)                                                       # (b, 3, 64, 64)
+        k = judge_caption(*facts, torch.rand(recipe.batch, generator=g, device=device))             # (b,)
+        with torch.random.fork_rng(devices=[g.device] if g.device.type == 'cuda' else []):          # attention dropout
             torch.manual_seed(seed_for(seed, 'clip dropout', step))
-            u, v = _unit(model.get_image_features(pixel_values=to_pixels(x))), _unit(model.get_text_features(input_ids=table[k]))
+            u = _unit(model.get_image_features(pixel_values=to_pixels(x)))                          # (b, d)
+            v = _unit(model.get_text_features(input_ids=table[k]))                                  # (b, d)
         return {'nce': contrastive(u, v, model.logit_scale.exp().clamp(max=100), k[:, None] == k)}
     key = content_key('clip', items, seed, source_key('openworld_forget.mini.clip'))
     log, ema = fit(dict(model.named_parameters()), loss, recipe, path, every=every, key=key, desc='CLIP', until=until)
     if ema: model.load_state_dict(ema, strict=False)
     return model.eval().requires_grad_(False), log
 
+# %% ../../nbs/mini/03_clip.ipynb #c008a
 @torch.no_grad()
 def zero_shot(model: CLIPModel, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
     "Cosine [n, captions] of images uint8 [n, 3, 64, 64] with captions."
-    v = _unit(model.get_text_features(input_ids=new_tokenizer()(captions, padding='max_length', max_length=LENGTH, return_tensors='pt').input_ids))
-    return torch.cat([_unit(model.get_image_features(pixel_values=to_pixels(images[k:k+256])))@v.T for k in range(0, len(images), 256)])
+    ids = new_tokenizer()(captions, padding='max_length', max_length=LENGTH, return_tensors='pt').input_ids
+    v = _unit(model.get_text_features(input_ids=ids))                                               # (captions, d)
+    def u(x): return _unit(model.get_image_features(pixel_values=to_pixels(x)))                     # (b, d)
+    return torch.cat([u(images[k:k+256])@v.T for k in range(0, len(images), 256)])
 
 # %% ../../nbs/mini/03_clip.ipynb #c011
 CLIP_RECIPE = Recipe(steps=9000, lr=4e-4, batch=512, warmup=500, flat=.2, weight_decay=.05, beta2=.98, ema=.999)
@@ -94,41 +94,30 @@ def save_clip(model: CLIPModel, folder: Path):
     "Write model (fp16), tokenizer and pixel statistics as a transformers folder."
     model.half().save_pretrained(folder)
     new_tokenizer().save_pretrained(folder)
-    write_json(
-        folder / 'preprocessor_config.json',
-        dict(
-            image_processor_type='CLIPImageProcessor',
-            image_mean=MEAN,
-            image_std=STD,
-            do_resize=True,
-            size=dict(shortest_edge=64),
-            do_center_crop=False,
-            do_normalize=True,
-            do_rescale=True,
-            resample=3,
-        ),
-    )
+    write_json(folder/'preprocessor_config.json', dict(
+        image_processor_type='CLIPImageProcessor', image_mean=MEAN, image_std=STD, do_normalize=True, do_rescale=True,
+        do_resize=True, size=dict(shortest_edge=64), resample=3, do_center_crop=False))
 
+# %% ../../nbs/mini/03_clip.ipynb #c011a
 def judge_accuracy(model: CLIPModel, variants=2) -> dict[str, tuple]:
     "Top-1 and top-3 percentage among a benchmark's classes on held-out designs, and n."
-    x, f = pool([i for i in splits()['heldout'] if any(i[0] in c for c in BENCHMARKS.values())], variants, stage='clip test')
+    shown = [i for i in splits()['heldout'] if any(i[0] in c for c in BENCHMARKS.values())]
+    x, f = pool(shown, variants, stage='clip test')
     out = {}
     for b, cls in BENCHMARKS.items():
         k = [i for i, q in enumerate(f) if q['concept'] in cls]
-        s = zero_shot(model, x[k], [caption(c) for c in cls])
+        s = zero_shot(model, x[k], [caption(c) for c in cls])                                       # (n, classes)
         y = torch.tensor([cls.index(f[i]['concept']) for i in k])
-        out[b] = (
-            round(100 * (s.argmax(1) == y).float().mean().item(), 1),
-            round(100 * (s.topk(3).indices == y[:, None]).any(1).float().mean().item(), 1),
-            len(k),
-        )
+        first, third = s.argmax(1) == y, (s.topk(3).indices == y[:, None]).any(1)
+        out[b] = (*(round(100*hit.float().mean().item(), 1) for hit in (first, third)), len(k))
     return out
 
+# %% ../../nbs/mini/03_clip.ipynb #c011b
 def main(until=None, device=None):
     "Train the released judge and write `weights/mini-clip`."
-    model, log = train_clip(
-        splits()['train'], CLIP_RECIPE, outputs() / 'cache/mini/clip.ckpt.safetensors', until, every=1000, device=device or default_device()
-    )
+    ckpt = outputs()/'cache/mini/clip.ckpt.safetensors'
+    device = device or default_device()
+    model, log = train_clip(splits()['train'], CLIP_RECIPE, ckpt, until, every=1000, device=device)
     model.cpu()
     print(judge_accuracy(model))
     save_clip(model, root()/'weights/mini-clip')

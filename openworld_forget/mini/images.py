@@ -19,173 +19,82 @@ from tqdm.auto import tqdm
 from ..core import ForgetError, atomic, choose, content_key, generator, rng, root, shared_cache
 
 # %% ../../nbs/mini/00_images.ipynb #c006
-STYLES = {
-    'noto': 'noto',
-    'noto-v1': 'blob',
-    'twemoji': 'flat',
-    'openmoji': 'outline',
-    'fluent': 'gradient',
-    'fluent-flat': 'matte',
-    'webp-fluent3d': 'glossy',
-    'emojione': 'classic',
-    'emojione-v1': 'vintage',
-    'fxemoji': 'chunky',
-    'streamline': 'doodle',
-}  # rendering -> style word
+STYLES = {      # rendering -> style word
+    'noto': 'noto', 'noto-v1': 'blob', 'twemoji': 'flat', 'openmoji': 'outline',
+    'fluent': 'gradient', 'fluent-flat': 'matte', 'webp-fluent3d': 'glossy',
+    'emojione': 'classic', 'emojione-v1': 'vintage', 'fxemoji': 'chunky', 'streamline': 'doodle',
+}
 # where it differs from the rendering's name
 PACKAGES = {'fluent': 'fluent-emoji', 'fluent-flat': 'fluent-emoji-flat', 'streamline': 'streamline-emojis'}
+
 def design(rendering: str) -> str:
     "The design a rendering belongs to."
     return 'fluent' if 'fluent' in rendering else rendering
 
 # %% ../../nbs/mini/00_images.ipynb #c008
-BENCHMARKS = {
-    'animals': 'dog face|horse face|cow face|pig face|elephant|rabbit face|panda|penguin|owl|turtle|snake|fish|butterfly|octopus|lady beetle|bat',
-    'food': 'hamburger|pizza|hot dog|taco|french fries|bread|croissant|cheese wedge|doughnut|cookie|birthday cake|soft ice '
-            'cream|sushi|popcorn|lollipop|beer mug',
-    'plants': 'rose|sunflower|tulip|cherry blossom|evergreen tree|palm tree|cactus|maple leaf|mushroom|banana|red '
-              'apple|pineapple|strawberry|grapes|watermelon|carrot',
-    'vehicles': 'automobile|bus|taxi|police car|ambulance|fire engine|tractor|bicycle|locomotive|tram|airplane|helicopter|rocket|sailboat|ship|motor scooter',
-    'household': 'bed|toilet|door|bathtub|television|telephone|light bulb|candle|key|scissors|hammer|alarm clock|umbrella|camera|laptop|closed book',
-    'sport-music': 'soccer ball|basketball|american football|tennis|bowling|badminton|boxing glove|trophy|pool 8 '
-                   'ball|guitar|trumpet|violin|saxophone|musical keyboard|microphone|bell',
-    'places': 'house|office building|hospital|church|mosque|castle|school|factory|stadium|tent|ferris wheel|fountain|desert island|volcano|statue of '
-              'liberty|roller coaster',
-}
-BENCHMARKS = {k: v.split('|') for k, v in BENCHMARKS.items()}
-CAT_MOODS = ['grinning cat with smiling eyes', 'cat with tears of joy', 'cat with wry smile', 'crying cat', 'pouting cat']
+BENCHMARKS = {k: v.split('|') for k, v in {
+    'animals':
+        'dog face|horse face|cow face|pig face|elephant|rabbit face|panda|penguin|'
+        'owl|turtle|snake|fish|butterfly|octopus|lady beetle|bat',
+    'food':
+        'hamburger|pizza|hot dog|taco|french fries|bread|croissant|cheese wedge|'
+        'doughnut|cookie|birthday cake|soft ice cream|sushi|popcorn|lollipop|beer mug',
+    'plants':
+        'rose|sunflower|tulip|cherry blossom|evergreen tree|palm tree|cactus|maple leaf|'
+        'mushroom|banana|red apple|pineapple|strawberry|grapes|watermelon|carrot',
+    'vehicles':
+        'automobile|bus|taxi|police car|ambulance|fire engine|tractor|bicycle|'
+        'locomotive|tram|airplane|helicopter|rocket|sailboat|ship|motor scooter',
+    'household':
+        'bed|toilet|door|bathtub|television|telephone|light bulb|candle|'
+        'key|scissors|hammer|alarm clock|umbrella|camera|laptop|closed book',
+    'sport-music':
+        'soccer ball|basketball|american football|tennis|bowling|badminton|boxing glove|trophy|'
+        'pool 8 ball|guitar|trumpet|violin|saxophone|musical keyboard|microphone|bell',
+    'places':
+        'house|office building|hospital|church|mosque|castle|school|factory|'
+        'stadium|tent|ferris wheel|fountain|desert island|volcano|statue of liberty|roller coaster',
+}.items()}
+
+# %% ../../nbs/mini/00_images.ipynb #c008b
+CAT_MOODS = 'grinning cat with smiling eyes|cat with tears of joy|cat with wry smile|crying cat|pouting cat'.split('|')
 MONKEYS = ['see-no-evil monkey', 'hear-no-evil monkey', 'speak-no-evil monkey']
+
 DROP_GROUPS = {'Flags', 'Symbols', 'People & Body', 'Smileys & Emotion'}
-KEEP = ('skull|clown face|ogre|goblin|ghost|alien|alien monster|robot|pile of poo|red heart|broken heart|sparkling heart|'
-        'love letter|cat with heart-eyes|collision|kiss mark|speech balloon|bomb').split('|')
-DROP_NAMES = ('goat|ram|ewe|ox|boar|squid|amphora|sake|moai|ferry|metro|dizzy|rosette|oden|'
-              'dango|postbox|label|link|level slider|mountain railway|suspension railway|trolleybus|minibus|coffin|cigarette|bank').split('|')
-DROP_PARTS = (
-    'o’clock',
-    '-thirty',
-    'moon',
-    'banknote',
-    'speaker',
-    'mailbox',
-    'tray',
-    'place medal',
-    'oncoming',
-    'chart',
-    'arrow',
-    ' suit',
-    'bookmark',
-    'index',
-    'muted',
-    'slash',
-    'with raised',
-    'card',
-    'trackball',
-    'pager',
-    'videocassette',
-    'dvd',
-    'optical',
-    'fax',
-    'page',
-    'geld',
-    'envelope',
-    'woman’s',
-    'man’s',
-    'ledger',
-    'map of',
-    'globe with',
-    'cloud with',
-    'sun behind',
-    'japanese',
-    'kaaba',
-    'shrine',
-    'love hotel',
-    'store',
-    'post office',
-    'tearoff',
-    'tear-off',
-    'spiral',
-    'file',
-    'round pushpin',
-    'linked',
-    'locked with',
-    'old key',
-    'cricket game',
-    'hockey',
-    'departure',
-    'arrival',
-    'small ',
-    'cityscape at',
-    'joker',
-    'mahjong',
-    'flower playing',
-    'tanabata',
-    'pine decoration',
-    'admission',
-    'reminder',
-    'anger symbol',
-    'clinking',
-    'teacup',
-    'rice cracker',
-    'fish cake',
-    'wilted',
-    'leaf fluttering',
-    'umbrella ',
-    'snowman without',
-    'front-facing',
-    'two-hump',
-    'rolled-up',
-    'blue book',
-    'green book',
-    'orange book',
-    'e-mail',
-    'mantelpiece',
-    'timer',
-    'hourglass not',
-    'trolleybus',
-    'minibus',
-    'light rail',
-    'railway car',
-    'vertical traffic',
-    'mobile phone with',
-    'camera with',
-    'musical notes',
-    'film frames',
-    'hammer and',
-    'cooked rice',
-    'curry',
-    'custard',
-    'steaming',
-    'bento',
-    'stuffed',
-    'weary',
-    'funeral',
-    'passenger',
-    'motor boat',
-)
+KEEP = (        # of these groups
+    'skull|clown face|ogre|goblin|ghost|alien|alien monster|robot|pile of poo|red heart|broken heart|sparkling heart|'
+    'love letter|cat with heart-eyes|collision|kiss mark|speech balloon|bomb').split('|')
+DROP_NAMES = (
+    'goat|ram|ewe|ox|boar|squid|amphora|sake|moai|ferry|metro|dizzy|rosette|oden|dango|postbox|label|link|level slider|'
+    'mountain railway|suspension railway|trolleybus|minibus|coffin|cigarette|bank').split('|')
+DROP_PARTS = tuple((     # of names
+    'o’clock|-thirty|moon|banknote|speaker|mailbox|tray|place medal|oncoming|chart|arrow| suit|bookmark|index|muted|'
+    'slash|with raised|card|trackball|pager|videocassette|dvd|optical|fax|page|geld|envelope|woman’s|man’s|ledger|'
+    'map of|globe with|cloud with|sun behind|japanese|kaaba|shrine|love hotel|store|post office|tearoff|tear-off|'
+    'spiral|file|round pushpin|linked|locked with|old key|cricket game|hockey|departure|arrival|small |cityscape at|'
+    'joker|mahjong|flower playing|tanabata|pine decoration|admission|reminder|anger symbol|clinking|teacup|'
+    'rice cracker|fish cake|wilted|leaf fluttering|umbrella |snowman without|front-facing|two-hump|rolled-up|'
+    'blue book|green book|orange book|e-mail|mantelpiece|timer|hourglass not|trolleybus|minibus|light rail|'
+    'railway car|vertical traffic|mobile phone with|camera with|musical notes|film frames|hammer and|cooked rice|'
+    'curry|custard|steaming|bento|stuffed|weary|funeral|passenger|motor boat').split('|'))
 
 # %% ../../nbs/mini/00_images.ipynb #c010
+_DESIGNS = dict(dog='dog face', robot='robot', guitar='guitar', backpack='backpack', rocket='rocket', tulip='tulip')
+_FLUENT = ('fluent', 'fluent-flat', 'webp-fluent3d')
+
 SUBJECTS = {   # name -> (class word, [(concept, rendering)])
     'cat-noto':       ('cat face',    [(m, 'noto') for m in CAT_MOODS]),
     'cat-twemoji':    ('cat face',    [(m, 'twemoji') for m in CAT_MOODS]),
     'monkey-twemoji': ('monkey face', [(m, 'twemoji') for m in MONKEYS]),
     'monkey-noto':    ('monkey face', [(m, 'noto') for m in MONKEYS]),
-    **{f'{n}-fluent': (c, [(c, r) for r in ('fluent', 'fluent-flat', 'webp-fluent3d')]) for n, c in
-       dict(dog='dog face', robot='robot', guitar='guitar', backpack='backpack', rocket='rocket', tulip='tulip').items()},
+    **{f'{n}-fluent': (c, [(c, r) for r in _FLUENT]) for n, c in _DESIGNS.items()},
 }
 
 # %% ../../nbs/mini/00_images.ipynb #c012
 COLORS = {
-    'black': (15, 15, 18),
-    'blue': (40, 90, 215),
-    'brown': (125, 75, 35),
-    'grey': (135, 135, 138),
-    'green': (50, 155, 65),
-    'orange': (245, 140, 30),
-    'pink': (250, 165, 200),
-    'purple': (120, 50, 165),
-    'red': (210, 35, 40),
-    'white': (252, 252, 252),
-    'yellow': (248, 220, 60),
+    'black':  ( 15,  15,  18), 'blue':   ( 40,  90, 215), 'brown':  (125,  75,  35), 'grey':   (135, 135, 138),
+    'green':  ( 50, 155,  65), 'orange': (245, 140,  30), 'pink':   (250, 165, 200), 'purple': (120,  50, 165),
+    'red':    (210,  35,  40), 'white':  (252, 252, 252), 'yellow': (248, 220,  60),
 }
 
 # %% ../../nbs/mini/00_images.ipynb #c013
@@ -193,7 +102,8 @@ def node_modules() -> Path:
     "The folder with the image packages; a clear error when it is missing."
     p = Path(os.environ.get('OWF_NODE_MODULES') or root()/'node_modules')
     if not (p/'@iconify-json').is_dir():
-        raise ForgetError(f'The drawings are not installed: {p} has no @iconify-json. Run `npm ci` in the project folder (`make images`).')
+        raise ForgetError(f'The drawings are not installed: {p} has no @iconify-json. '
+                          f'Run `npm ci` in the project folder (`make images`).')
     return p
 
 @lru_cache
@@ -206,15 +116,19 @@ def available(row: dict) -> list[str]:
     "The renderings that exist for a concept, in the fixed order of `STYLES`."
     return [s for s in STYLES if row[s]]
 
+# %% ../../nbs/mini/00_images.ipynb #c013a
 @lru_cache
 def concepts(minimum: int=8, filler: int=10) -> dict[str, dict]:
-    "The world's concepts (name -> row): benchmark classes and subjects' classes with at least `minimum` renderings, then every other concept with `filler`."
+    """The world's concepts (name -> row): benchmark classes and subjects' classes with at least `minimum` renderings,
+    then every other concept with `filler`."""
     rows = {r['name']: r for r in matrix()}
     bench = [c for b in BENCHMARKS.values() for c in b]
-    subjects = set(CAT_MOODS + MONKEYS)
+    taken = {*bench, *CAT_MOODS, *MONKEYS}
     words = {w for w, _ in SUBJECTS.values()}
-    rest = [n for n, r in rows.items() if len(available(r)) >= (minimum if n in words else filler) and n not in bench and n not in subjects
-            and (n in KEEP or (r['group'] not in DROP_GROUPS and n not in DROP_NAMES and not any(w in n.lower() for w in DROP_PARTS)))]
+    def dropped(n, row):
+        return row['group'] in DROP_GROUPS or n in DROP_NAMES or any(w in n.lower() for w in DROP_PARTS)
+    def enough(n, row): return len(available(row)) >= (minimum if n in words else filler)
+    rest = [n for n, r in rows.items() if n not in taken and enough(n, r) and (n in KEEP or not dropped(n, r))]
     short = [c for c in bench if len(available(rows[c])) < minimum]
     if short: raise ForgetError(f'benchmark classes with fewer than {minimum} renderings: {short}')
     return {n: rows[n] for n in bench + rest}
@@ -246,34 +160,40 @@ SIDE = 128
 
 @lru_cache
 def _icons(rendering: str) -> dict:
-    return json.loads((node_modules()/'@iconify-json'/PACKAGES.get(rendering, rendering)/'icons.json').read_text(encoding='utf-8'))
+    f = node_modules()/'@iconify-json'/PACKAGES.get(rendering, rendering)/'icons.json'
+    return json.loads(f.read_text(encoding='utf-8'))
 
 def svg(rendering: str, icon: str) -> str:
     "The SVG document of one icon."
     d = _icons(rendering)
     i = d['icons'].get(icon) or d['icons'][d['aliases'][icon]['parent']]
     w, h = i.get('width', d.get('width', 16)), i.get('height', d.get('height', 16))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{i.get("left", 0)} {i.get("top", 0)} {w} {h}" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{i.get("left", 0)} {i.get("top", 0)} {w} {h}" '
             f'width="{SIDE * w / max(w, h)}" height="{SIDE * h / max(w, h)}">{i["body"]}</svg>')
 
+# %% ../../nbs/mini/00_images.ipynb #c020a
 def draw(name: str, rendering: str) -> np.ndarray:
     "RGBA uint8 [128, 128, 4] of a concept in one rendering, centred, aspect kept."
     row = next((r for r in matrix() if r['name'] == name), None)
     if row is None: choose(name, [r['name'] for r in matrix()], 'concept')
-    if not row[choose(rendering, STYLES, 'rendering')]: raise ForgetError(f'{name!r} has no {rendering!r} rendering; it has {available(row)}.')
-    if rendering == 'webp-fluent3d': im = Image.open(node_modules()/'@lobehub/fluent-emoji-3d/assets'/row[rendering]).convert('RGBA')
+    if not row[choose(rendering, STYLES, 'rendering')]:
+        raise ForgetError(f'{name!r} has no {rendering!r} rendering; it has {available(row)}.')
+    if rendering == 'webp-fluent3d':
+        im = Image.open(node_modules()/'@lobehub/fluent-emoji-3d/assets'/row[rendering]).convert('RGBA')
     else:
         import resvg_py
         raw = resvg_py.svg_to_bytes(svg_string=svg(rendering, row[rendering]))
         im = Image.open(io.BytesIO(bytes(raw) if not isinstance(raw, str) else base64.b64decode(raw))).convert('RGBA')
-    im.thumbnail((SIDE, SIDE), Image.LANCZOS) if max(im.size) > SIDE else None
+    if max(im.size) > SIDE: im.thumbnail((SIDE, SIDE), Image.LANCZOS)
     out = Image.new('RGBA', (SIDE, SIDE))
     out.paste(im, ((SIDE-im.width)//2, (SIDE-im.height)//2))
     return np.array(out)
 
 # %% ../../nbs/mini/00_images.ipynb #c0d2draw
 def _drawings_file(items) -> Path:
-    "Where the drawings of `items` lie: their name says what was drawn, from which packages, by which code and which renderer."
+    """Where the drawings of `items` lie: their name says what was drawn, from which packages, by
+    which code and which renderer."""
     made = [importlib.metadata.version(p) for p in ('resvg-py', 'pillow')] + [inspect.getsource(f) for f in (svg, draw)]
     return shared_cache()/f'drawings-{content_key(items, Path(root()/"package-lock.json"), SIDE, PACKAGES, made)}.npy'
 
@@ -294,12 +214,15 @@ def _read_drawings(f: Path, n: int) -> np.ndarray|None:
     try: a = np.load(f, mmap_mode='r')
     except (FileNotFoundError, NotADirectoryError): return None
     except (ValueError, EOFError): return None                # cut by a full disk or a copy that broke off: drawn again
-    except OSError as e: raise ForgetError(f'{f} cannot be read ({e.strerror or e}). Delete it, or set OWF_CACHE to another folder.') from None
+    except OSError as e:
+        raise ForgetError(f'{f} cannot be read ({e.strerror or e}). '
+                          f'Delete it, or set OWF_CACHE to another folder.') from None
     return a if a.shape == (n, SIDE, SIDE, 4) and a.dtype == np.uint8 else None
 
+# %% ../../nbs/mini/00_images.ipynb #c0d2drawa
 def draw_once(items, f: Path) -> np.ndarray:
-    """RGBA uint8 [n, 128, 128, 4] of (concept, rendering) pairs, kept in `f`: one process draws, others wait for it and read. A folder that
-    cannot be written is a `ForgetError` before anything is drawn."""
+    """RGBA uint8 [n, 128, 128, 4] of (concept, rendering) pairs, kept in `f`: one process draws, others wait for it and
+    read. A folder that cannot be written is a `ForgetError` before anything is drawn."""
     if (a := _read_drawings(f, len(items))) is not None: return a
     _room(f, len(items)*SIDE*SIDE*4)
     try:
@@ -309,16 +232,19 @@ def draw_once(items, f: Path) -> np.ndarray:
             with atomic(f) as t:
                 with open(t, 'wb') as h: np.save(h, a)
     except OSError as e:
-        raise ForgetError(f'The drawings could not be kept in {f.parent} ({e.strerror or e}). Make room, or set OWF_CACHE to another folder.') from None
+        raise ForgetError(f'The drawings could not be kept in {f.parent} ({e.strerror or e}). '
+                          f'Make room, or set OWF_CACHE to another folder.') from None
     return _read_drawings(f, len(items))
 
+# %% ../../nbs/mini/00_images.ipynb #c0d2drawb
 @lru_cache
 def _library(f: Path) -> tuple[np.ndarray, dict]:
     items = sum(splits().values(), [])
     return draw_once(items, f), {i: k for k, i in enumerate(items)}
 
 def drawings(items) -> torch.Tensor:
-    "RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and kept in `shared_cache()`."
+    """RGBA uint8 [n, 128, 128, 4] of many (concept, rendering). The world's own (some four thousand) are drawn once and
+    kept in `shared_cache()`."""
     a, where = _library(_drawings_file(sum(splits().values(), [])))
     items = [tuple(i) for i in items]
     return torch.from_numpy(np.stack([a[where[i]] if i in where else draw(*i) for i in items]))
@@ -327,61 +253,65 @@ def drawings(items) -> torch.Tensor:
 def place(
     n: int,
     g: torch.Generator,     # decides everything that is not given
-    color=None,             # background term, or indices [n] into COLORS; drawn (white four times as likely) when None
+    color=None,             # background term, or indices [n] into COLORS; None: drawn (white four times as likely)
     scale=(.68, 1.),        # range of the drawing's side relative to the image
     turn: float=12.,        # largest rotation in degrees
     jitter: float=.06,      # sd of the colour gain of drawing and background
     stretch: float=0.,      # largest relative change of width against height
 ) -> dict[str, torch.Tensor]:   # color [n], background [n, 3] and gain [n, 3] (of 255 and 1), affine [n, 2, 3]
     "Circumstances of n compositions."
-    u, z = torch.rand(n, 7, generator=g, device=g.device), torch.randn(n, 7, generator=g, device=g.device)
-    terms = list(COLORS)
-    if isinstance(color, str): color = torch.full((n,), terms.index(color), device=g.device)
-    if color is None: color = torch.tensor([*range(11), *[terms.index('white')]*3], device=g.device)[(14*u[:, 0]).long()]
-    rgb = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=g.device)[color]
-    bg = (rgb*(1 + jitter*z[:, :1]) + 127.5*jitter*z[:, 1:4]).clamp(0, 255)
-    s = (scale[0] + (scale[1] - scale[0]) * u[:, 1])[:, None] * torch.stack(
-        [torch.exp(stretch * (u[:, 6] - 0.5)), torch.exp(-stretch * (u[:, 6] - 0.5))], 1
-    ).clamp(max=1 / scale[1])
-    a = torch.deg2rad(turn*(2*u[:, 2] - 1))
-    c = (1-s)*(2*u[:, 3:5] - 1)
-    cos, sin, m = a.cos(), a.sin(), 1 - 2*(u[:, 5] < .5).float()
-    # mirror after turn, each output axis divided by its size
-    A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :]
-    return dict(color=color, background=bg, gain=(1 + jitter*z[:, 4:7]).clamp(.8, 1.2), affine=torch.cat([A, -A@c[..., None]], 2))
+    dev, terms, (low, high) = g.device, list(COLORS), scale
+    u, z = torch.rand(n, 7, generator=g, device=dev), torch.randn(n, 7, generator=g, device=dev)    # (n, 7)
+    if isinstance(color, str): color = torch.full((n,), terms.index(color), device=dev)
+    if color is None: color = torch.tensor([*range(11), *[terms.index('white')]*3], device=dev)[(14*u[:, 0]).long()]
+    rgb = torch.tensor(list(COLORS.values()), dtype=torch.float32, device=dev)[color]               # (n, 3)
+    bg = (rgb*(1 + jitter*z[:, :1]) + 127.5*jitter*z[:, 1:4]).clamp(0, 255)                         # (n, 3)
+    wide = stretch*(u[:, 6] - .5)                                                                   # (n,)
+    sides = torch.stack([torch.exp(wide), torch.exp(-wide)], 1).clamp(max=1/high)                   # (n, 2)
+    s = (low + (high - low)*u[:, 1])[:, None]*sides                                                 # size (n, 2)
+    c = (1-s)*(2*u[:, 3:5] - 1)                                                                     # centre (n, 2)
+    a, m = torch.deg2rad(turn*(2*u[:, 2] - 1)), 1 - 2*(u[:, 5] < .5).float()                        # turn, mirror (n,)
+    cos, sin = a.cos(), a.sin()
+    A = torch.stack([torch.stack([m*cos, m*sin], 1), torch.stack([-sin, cos], 1)], 1)/s[:, None, :] # M R^-1 / s
+    affine = torch.cat([A, -A@c[..., None]], 2)                                                     # A (p - c)
+    return dict(color=color, background=bg, gain=(1 + jitter*z[:, 4:7]).clamp(.8, 1.2), affine=affine)
 
+# %% ../../nbs/mini/00_images.ipynb #c023a
 def compose(rgba: torch.Tensor, p: dict[str, torch.Tensor], size: int=64) -> torch.Tensor:
     "Drawings uint8 [n, 128, 128, 4] on their backgrounds: float [n, 3, size, size] in [0, 1]."
-    x = rgba.permute(0, 3, 1, 2).float()/255
+    x = rgba.permute(0, 3, 1, 2).float()/255                                    # (n, 4, 128, 128)
     alpha = x[:, 3:]
-    x = torch.cat([x[:, :3]*alpha*p['gain'][:, :, None, None], alpha], 1)       # premultiplied: transparent pixels have no colour to bleed
-    x = F.grid_sample(x, F.affine_grid(p['affine'], (len(x), 4, 2*size, 2*size), align_corners=False), align_corners=False)
-    x = F.avg_pool2d(x, 2)
+    # premultiplied: transparent pixels do not bleed
+    x = torch.cat([x[:, :3]*alpha*p['gain'][:, :, None, None], alpha], 1)
+    grid = F.affine_grid(p['affine'], (len(x), 4, 2*size, 2*size), align_corners=False)
+    x = F.avg_pool2d(F.grid_sample(x, grid, align_corners=False), 2)            # (n, 4, size, size)
     return (x[:, :3] + (1 - x[:, 3:])*p['background'][:, :, None, None]/255).clamp(0, 1)
 
 def to_bytes(x: torch.Tensor) -> torch.Tensor:
     "Float images in [0, 1] as uint8."
     return (255*x + .5).clamp(0, 255).byte()
 
+# %% ../../nbs/mini/00_images.ipynb #c023b
 def compositions(items, seed: int, stage: str, keys, color=None) -> tuple[torch.Tensor, list[str]]:
-    "uint8 [n, 3, 64, 64] and background terms; every picture has its own generator, from (seed, stage, key), so it does not depend on its neighbours."
-    terms = list(COLORS)
-    d = drawings(items)
+    """uint8 [n, 3, 64, 64] and background terms; every picture has its own generator, from (seed, stage, key), so it
+    does not depend on its neighbours."""
+    d, terms = drawings(items), list(COLORS)
     ps = [place(1, generator(seed, stage, *k), color=None if color is None else color[i]) for i, k in enumerate(keys)]
     p = {k: torch.cat([q[k] for q in ps]) for k in ps[0]}
-    return torch.cat([to_bytes(compose(d[i : i + 256], {k: v[i : i + 256] for k, v in p.items()})) for i in range(0, len(d), 256)]), [
-        terms[k] for k in p['color']
-    ]
+    def part(i): return to_bytes(compose(d[i:i+256], {k: v[i:i+256] for k, v in p.items()}))
+    return torch.cat([part(i) for i in range(0, len(d), 256)]), [terms[k] for k in p['color']]
 
 def pool(items, variants: int, seed: int=0, stage: str='pool') -> tuple[torch.Tensor, list[dict]]:
-    "Several compositions of each drawing: uint8 [n*variants, 3, 64, 64] and their facts (concept, rendering, style, color)."
+    """Several compositions of each drawing: uint8 [n*variants, 3, 64, 64] and their facts (concept,
+    rendering, style, color)."""
     many = [(n, r, v) for n, r in items for v in range(variants)]
     im, colors = compositions([m[:2] for m in many], seed, stage, many)
     return im, [dict(concept=n, rendering=r, style=STYLES[r], color=c) for (n, r, _), c in zip(many, colors)]
 
 # %% ../../nbs/mini/00_images.ipynb #c028
 def sampling(items, boost: float=2.) -> torch.Tensor:
-    "Cumulative sampling probabilities [n] of (concept, rendering) pairs; benchmark classes `boost` times as often as other concepts."
+    """Cumulative sampling probabilities [n] of (concept, rendering) pairs; benchmark classes
+    `boost` times as often as other concepts."""
     bench = {c for b in BENCHMARKS.values() for c in b}
     names = [n for n, _ in items]
     count = {n: names.count(n) for n in set(names)}
@@ -394,12 +324,13 @@ def facts_of(items) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([names.index(n) for n, _ in items]), torch.tensor([styles.index(r) for _, r in items])
 
 def composer(items, device='cpu', **how):
-    """A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new compositions of (concept,
-    rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."""
+    """A function (n, generator) -> pictures float [n, 3, 64, 64], concept, style and background indices [n]: new
+    compositions of (concept, rendering) pairs drawn by `sampling`, on `device`; `how` goes to `place`."""
     d, cum = drawings(items).to(device), sampling(items).to(device)
     concept, style = (v.to(device) for v in facts_of(items))
     def draw_batch(n: int, g: torch.Generator):
-        i = torch.searchsorted(cum, torch.rand(n, generator=g, dtype=torch.float64, device=device)).clamp(max=len(items)-1)
+        u = torch.rand(n, generator=g, dtype=torch.float64, device=device)
+        i = torch.searchsorted(cum, u).clamp(max=len(items)-1)
         p = place(n, g, **how)
         return compose(d[i], p), concept[i], style[i], p['color']
     return draw_batch
@@ -408,4 +339,5 @@ def composer(items, device='cpu', **how):
 TEMPLATE = 'a drawing of a {}'
 def caption(concept: str, style: str|None=None, color: str|None=None) -> str:
     "The caption of a composed image."
-    return TEMPLATE.format(concept) + (f' in {style} style' if style else '') + (f' on a {color} background' if color else '')
+    style, color = f' in {style} style' if style else '', f' on a {color} background' if color else ''
+    return TEMPLATE.format(concept) + style + color

@@ -26,9 +26,10 @@ def words() -> list[str]:
     text = ' '.join([*concepts(), *CAT_MOODS, *MONKEYS, *STYLES.values(), *COLORS]).lower()
     return sorted(set(re.findall(r"[a-z]+|[0-9]", text)) | set(extra) | set(RARE))
 
+# %% ../../nbs/mini/02_text.ipynb #c004a
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that make every word one token: the most frequent pair first, ties in alphabetical order (a library's trainer breaks
-    them by hash, so differently in every process)."""
+    """Byte-pair merges that make every word one token: the most frequent pair first, ties in alphabetical order (a
+    library's trainer breaks them by hash, so differently in every process)."""
     parts, merges = [[*w[:-1], w[-1]+'</w>'] for w in words], []
     while any(len(p) > 1 for p in parts):
         pairs = Counter(pair for p in parts for pair in zip(p, p[1:]))
@@ -41,35 +42,27 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
                 i += 1
     return merges
 
+# %% ../../nbs/mini/02_text.ipynb #c004b
 @lru_cache
 def _vocabulary():
     merges = learn_merges(words())
-    return {t: i for i, t in enumerate(dict.fromkeys([*byte_alphabet(), *[''.join(m) for m in merges], '<|startoftext|>', '<|endoftext|>']))}, merges
+    tokens = [*byte_alphabet(), *[''.join(m) for m in merges], '<|startoftext|>', '<|endoftext|>']
+    return {t: i for i, t in enumerate(dict.fromkeys(tokens))}, merges
 
 def new_tokenizer() -> CLIPTokenizer:
     "A CLIPTokenizer for which every caption word is one token."
     vocab, merges = _vocabulary()
     return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=LENGTH)
 
+# %% ../../nbs/mini/02_text.ipynb #c004c
 def new_text_encoder(vocab_size: int, width=128, layers=2, heads=4, seed=0, eos=None) -> CLIPTextModel:
     "An untrained CLIP text model."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'text init'))
-        return CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=vocab_size,
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                max_position_embeddings=LENGTH,
-                projection_dim=width,
-                bos_token_id=vocab_size - 2,
-                eos_token_id=vocab_size - 1,
-                pad_token_id=vocab_size - 1,
-                hidden_act='quick_gelu',
-            )
-        )
+        return CLIPTextModel(CLIPTextConfig(
+            vocab_size=vocab_size, hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers,
+            num_attention_heads=heads, max_position_embeddings=LENGTH, projection_dim=width, hidden_act='quick_gelu',
+            bos_token_id=vocab_size - 2, eos_token_id=vocab_size - 1, pad_token_id=vocab_size - 1))
 
 # %% ../../nbs/mini/02_text.ipynb #c006
 def caption_table() -> torch.Tensor:

@@ -28,6 +28,7 @@ def blocks(x: torch.Tensor) -> torch.Tensor:
     n, c, h, w = x.shape
     return x.view(n, c, h//BLOCK, BLOCK, w//BLOCK, BLOCK).permute(0, 2, 4, 1, 3, 5).reshape(n, h//BLOCK, w//BLOCK, -1)
 
+# %% ../../nbs/mini/01_vae.ipynb #c005a
 def principal(images: torch.Tensor, temper: float=.5) -> dict[str, torch.Tensor]:
     "Block mean [192], transform [16, 192] and standard deviations [16] of the latents, from uint8 images."
     b = blocks(to_float(images)).flatten(0, 2).double()
@@ -41,6 +42,7 @@ def principal(images: torch.Tensor, temper: float=.5) -> dict[str, torch.Tensor]
     sd = sd/sd.pow(2).mean().sqrt()
     return dict(mean=m.float(), transform=(vec*sd/val.sqrt()).T.float().contiguous(), sd=sd.float())
 
+# %% ../../nbs/mini/01_vae.ipynb #c005b
 def latents_of(x: torch.Tensor, pc: dict) -> torch.Tensor:
     "Latents [n, 16, h, w] of images in [-1, 1] by the formula."
     return ((blocks(x) - pc['mean'])@pc['transform'].T).permute(0, 3, 1, 2).contiguous()
@@ -56,23 +58,14 @@ def new_vae(seed=0) -> AutoencoderKL:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'vae init'))
         vae = AutoencoderKL(
-            3,
-            3,
-            ['DownEncoderBlock2D'] * 4,
-            ['UpDecoderBlock2D'] * 4,
-            CHANNELS,
-            1,
-            latent_channels=LATENT,
-            norm_num_groups=1,
-            sample_size=64,
-            mid_block_add_attention=False,
-            scaling_factor=1.0,
-        )
+            3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, CHANNELS, 1,
+            latent_channels=LATENT, norm_num_groups=1, sample_size=64, mid_block_add_attention=False, scaling_factor=1.)
     with torch.no_grad():
         for k, p in vae.named_parameters():
             if 'conv2.' in k: p.zero_()
     return vae.requires_grad_(False)
 
+# %% ../../nbs/mini/01_vae.ipynb #c008a
 def _set(conv, weight, bias=None):
     conv.weight.zero_()
     conv.bias.zero_()
@@ -83,6 +76,7 @@ def _set(conv, weight, bias=None):
 
 def _pairs(w): return torch.stack([w, -w], 1).flatten(0, 1)
 
+# %% ../../nbs/mini/01_vae.ipynb #c008b
 @torch.no_grad()
 def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
     "Set the encoder to the transform, in place."
@@ -113,7 +107,8 @@ def write_encoder(vae: AutoencoderKL, pc: dict) -> AutoencoderKL:
     back = torch.zeros(LATENT, n)
     back[torch.arange(LATENT), 2*torch.arange(LATENT)] = 1
     back[torch.arange(LATENT), 2*torch.arange(LATENT)+1] = -1
-    _set(e.conv_out, back, torch.cat([torch.zeros(LATENT), torch.full((LATENT,), -9.)]))                 # log-variance -9: a narrow posterior
+    # log-variance -9: a narrow posterior
+    _set(e.conv_out, back, torch.cat([torch.zeros(LATENT), torch.full((LATENT,), -9.)]))
     _set(vae.quant_conv, torch.eye(2*LATENT))
     _set(vae.post_quant_conv, torch.diag(1/pc['sd']))
     return vae      # the decoder sees unit variance
@@ -136,7 +131,12 @@ def start_decoder(vae: AutoencoderKL) -> AutoencoderKL:
     _set(d.conv_out, rgb)
     return vae
 
-def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, path: Path|None=None, until=None, seed=0, every=250) -> list:
+# %% ../../nbs/mini/01_vae.ipynb #c011a
+def train_decoder(
+    vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe,
+    path: Path|None=None,       # checkpoint
+    until=None, seed=0, every=250,
+) -> list:                      # log
     "Train, or go on training, the decoder in place on compositions of (concept, rendering) pairs, on the VAE's device."
     vae.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
     dev = vae.device
@@ -145,36 +145,43 @@ def train_decoder(vae: AutoencoderKL, pc: dict, items: list, recipe: Recipe, pat
     def loss(step):
         g = generator(seed, 'decoder', step, device=dev)
         i = torch.randint(len(items), (recipe.batch,), generator=g, device=dev)
-        x = 2*compose(d[i], place(recipe.batch, g)) - 1
-        e = vae.decoder(vae.post_quant_conv(latents_of(x, pc)).contiguous(memory_format=torch.channels_last)) - x
+        x = 2*compose(d[i], place(recipe.batch, g)) - 1                                             # (b, 3, 64, 64)
+        z = vae.post_quant_conv(latents_of(x, pc)).contiguous(memory_format=torch.channels_last)    # (b, 16, 8, 8)
+        e = vae.decoder(z) - x
         return dict(square=e.pow(2).mean(), absolute=.25*e.abs().mean())
     params = dict(vae.decoder.named_parameters())
     key = content_key('decoder', items, d.cpu(), pc, seed, source_key('openworld_forget.mini.vae'))
     log, ema = fit(params, loss, recipe, path, every=every, key=key, desc='decoder', until=until)
     if ema:
-        with torch.no_grad(): [p.copy_(ema[k]) for k, p in params.items()]
+        with torch.no_grad():
+            for k, p in params.items(): p.copy_(ema[k])
     vae.eval().requires_grad_(False)
     return log
 
+# %% ../../nbs/mini/01_vae.ipynb #c011b
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor, batch=256) -> torch.Tensor:
     "Decoded posterior means [n, 3, 64, 64] in [-1, 1]."
-    return torch.cat([vae.decode(vae.encode(to_float(images[i:i+batch])).latent_dist.mean).sample for i in range(0, len(images), batch)])
+    def of(x): return vae.decode(vae.encode(to_float(x)).latent_dist.mean).sample
+    return torch.cat([of(images[i:i+batch]) for i in range(0, len(images), batch)])
 
 # %% ../../nbs/mini/01_vae.ipynb #c014
 VAE_RECIPE = Recipe(steps=6000, lr=1e-3, batch=64, warmup=100, flat=.3, weight_decay=0., beta2=.99, ema=.999)
 def transform(temper: float=.5) -> dict[str, torch.Tensor]:
-    "The released encoder's transform: principal components of three compositions of every training drawing, computed once."
+    """The released encoder's transform: principal components of three compositions of every
+    training drawing, computed once."""
     items = splits()['train']
     key = content_key(items, root()/'package-lock.json', temper, source_key('openworld_forget.mini.vae'))
     f = outputs()/f'cache/mini/principal-{key}.safetensors'
     return cached(f, lambda: principal(pool(items, 3)[0], temper))
 
+# %% ../../nbs/mini/01_vae.ipynb #c014a
 def main(until=None, device=None):
     "Write the encoder, train the decoder, save the VAE into the cache folder."
     pc = transform()
     vae = start_decoder(write_encoder(new_vae(), pc)).to(device or default_device())
-    train_decoder(vae, pc, splits()['train'], VAE_RECIPE, outputs()/'cache/mini/decoder.ckpt.safetensors', until, every=1000)
+    ckpt = outputs()/'cache/mini/decoder.ckpt.safetensors'
+    train_decoder(vae, pc, splits()['train'], VAE_RECIPE, ckpt, until, every=1000)
     vae.cpu().save_pretrained(outputs()/'cache/mini/vae')
     held, _ = pool(splits()['heldout'], 1, stage='vae test')
     p = psnr(to_float(held), reconstruct(vae, held))

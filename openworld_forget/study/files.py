@@ -19,9 +19,10 @@ from ..training.adapt import ADAPTATIONS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
+from ..worlds.data import DataSource, data_source
 from ..worlds.folders import data_root
 from ..worlds.load import local_path
-from ..worlds.world import World, WorldSpec, provider, spec_of
+from ..worlds.world import World, WorldSpec, spec_of
 
 # %% ../../nbs/study/01_files.ipynb #c006yml1
 MOST = 20_000       # bytes and entries of a study file, aliases written out
@@ -151,13 +152,9 @@ def study_reports() -> list[str]:
     return [n for n, p in parameters.items() if {'study', 'home', 'key'} <= p and 'concept' not in p]
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1c
-def world_data(spec: WorldSpec):
-    "The module that provides a world's data; one that cannot be imported, or lacks a function, is a `ForgetError`."
-    data = provider(spec)
-    needed = ('splits', 'benchmarks', 'subjects', 'benchmark', 'subject', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions')
-    if missing := [f for f in needed if not hasattr(data, f)]:
-        raise ForgetError(f'World {spec.name!r}: its data module {spec.data!r} has no {", ".join(missing)}; see `mini/data.ipynb`.')
-    return data
+def world_data(spec: WorldSpec) -> DataSource:
+    "The data of a world: complete, or a `ForgetError`."
+    return data_source(spec)
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1d
 def _check_world(s: Study) -> WorldSpec:
@@ -302,7 +299,7 @@ def ready(s: Study, world: World):
         x = data.subject(c, world.resolution, world.spec.token)
         check_token(world.spec, [x.class_prompt])
         fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
-    if not world.spec.data.startswith(f'{PACKAGE}.mini'):                       # whose pictures are checked where they are drawn
+    if not getattr(data, 'DRAWN', False):                                       # pictures that are read may be damaged
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:
                 fits(names := data.benchmark(b, split, world.resolution, lim.per_class).prompts)

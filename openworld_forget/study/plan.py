@@ -10,8 +10,8 @@ import json, re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from ..core import content_key, outputs, read_json, root
-from ..source import PACKAGE, imports, module_of, source_key
+from ..core import content_key, outputs, read_json
+from ..source import imports, module_of, source_key
 from .files import template_code
 from .records import READS, Study, run_folder
 from ..training.checkpoints import checkpoint_files
@@ -55,10 +55,10 @@ def files_of(part: Study, name: str) -> list[Path]:
     spec = spec_of(part.world)
     folders = [local_path(spec.source)/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
     if name in ('appearance', 'fidelity'): folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
-    if name in ('base', 'semantic'): folders += [data_root()/'benchmarks'/b for b in provider(spec).benchmarks()[:part.limits.benchmarks]]
+    data = provider(spec)
+    if name in ('base', 'semantic'): folders += [data_root()/'benchmarks'/b for b in data.benchmarks()[:part.limits.benchmarks]]
     folders += [data_root()/'subjects'/c for c in part.concepts]
-    lock = root()/'package-lock.json'                                           # which drawings the mini world has
-    files = [lock] if lock.is_file() and spec.data.startswith(f'{PACKAGE}.mini') else []
+    files = data.files() if hasattr(data, 'files') else []                      # what else decides what the data are
     return [f for f in folders if f.is_dir()] + files + [f for c in part.checkpoints.values() for f in checkpoint_files(local_path(c))]
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1b

@@ -16,6 +16,44 @@ from ..source import source_key
 from .world import World, check_batch
 
 # %% ../../nbs/worlds/06_generate.ipynb #c006
+def _asked(world: World, prompts, seeds, steps, guidance) -> tuple[list[str], list[int], int, float]:
+    "Prompts, seeds, sampling steps and guidance as they are used; what cannot be meant is a `ForgetError`."
+    if isinstance(prompts, str):
+        raise ForgetError(f'The prompts are one text ({prompts[:40]!r}). Give a list, one prompt per image.')
+    try: prompts, seeds = list(prompts), list(seeds)
+    except TypeError: raise ForgetError('Prompts and seeds are lists: one prompt and one seed per image.') from None
+    steps = world.spec.sampling_steps if steps is None else steps
+    guidance = world.spec.guidance if guidance is None else guidance
+    if isinstance(steps, bool|float|str) or not 1 <= steps < world.timesteps:
+        raise ForgetError(f'{steps!r} sampling steps: give a whole number from 1 to {world.timesteps - 1}, '
+                          f'or None for the world\'s own.')
+    try: seeds = [operator.index(s) for s in seeds]
+    except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
+    if len(prompts) != len(seeds):
+        raise ForgetError(f'{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt.')
+    if isinstance(guidance, bool|str) or not isinstance(guidance, Real) or not 0 <= guidance < float('inf'):
+        raise ForgetError(f'A guidance of {guidance!r}: give a finite number, 0 or more (0 and 1: none), '
+                          f'or None for the world\'s own.')
+    return prompts, seeds, steps, guidance
+
+# %% ../../nbs/worlds/06_generate.ipynb #c006a
+def _sampled(world: World, prompts, seeds, steps: int, guidance: float, batch: int, desc: str) -> torch.Tensor:
+    "uint8 [n, 3, H, W]; every image starts from the noise of its own seed."
+    pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
+    # (length, width) each
+    text, null = dict(zip(names, world.encode_text(names))), world.encode_text([''])
+    out = []
+    for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
+        p, s = prompts[i:i+batch], seeds[i:i+batch]
+        z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s])             # (b, c, h, w)
+        z = pipe(
+            prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1),
+            latents=z.to(world.device, world.dtype), num_inference_steps=steps, guidance_scale=guidance,
+            output_type='latent').images
+        out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
+    return torch.cat(out)
+
+# %% ../../nbs/worlds/06_generate.ipynb #c006a2
 @torch.no_grad()
 def generate(
     world: World,
@@ -25,47 +63,21 @@ def generate(
     steps: int|None=None,       # DDIM steps; the world's default when None
     guidance: float|None=None,  # guidance scale; the world's default when None
     batch: int=50,
-    cache: Path|None=None,      # folder for results, keyed by world, prompts, seeds, sampler and the source that makes them
+    # folder for results, keyed by world, prompts, seeds, sampler and the source that makes them
+    cache: Path|None=None,
     desc: str='generate',
 ) -> torch.Tensor:              # uint8 [n, 3, H, W]
-    "Images of `prompts` from the noise of `seeds`."
-    if isinstance(prompts, str): raise ForgetError(f'The prompts are one text ({prompts[:40]!r}). Give a list, one prompt per image.')
-    try: prompts, seeds = list(prompts), list(seeds)
-    except TypeError: raise ForgetError('Prompts and seeds are lists: one prompt and one seed per image.') from None
-    steps, guidance = world.spec.sampling_steps if steps is None else steps, world.spec.guidance if guidance is None else guidance
-    if isinstance(steps, bool|float|str) or not 1 <= steps < world.timesteps:
-        raise ForgetError(f'{steps!r} sampling steps: give a whole number from 1 to {world.timesteps - 1}, or None for the world\'s own.')
-    try: seeds = [operator.index(s) for s in seeds]
-    except TypeError: raise ForgetError('A seed is not a whole number. Give one integer per image.') from None
-    if len(prompts) != len(seeds): raise ForgetError(f'{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt.')
-    if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
-    if isinstance(guidance, bool|str) or not isinstance(guidance, Real) or not 0 <= guidance < float('inf'):
-        raise ForgetError(f'A guidance of {guidance!r}: give a finite number, 0 or more (0 and 1: none), or None for the world\'s own.')
+    "Images of `prompts` from the noise of `seeds`: DDIM (eta = 0), classifier-free guidance (Ho & Salimans 2022)."
+    prompts, seeds, steps, guidance = _asked(world, prompts, seeds, steps, guidance)
     check_batch(batch)
-    names = list(dict.fromkeys(prompts))
-    # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too
-    asked = [world.key, world.tokens(names), prompts, seeds, steps, guidance] if cache else []
-    made = source_key('openworld_forget.worlds.generate', 'openworld_forget.training.adapt')        # the latter for what an adapted world computes with
-    f = Path(cache)/f'images-{content_key(*asked, made)}.safetensors' if cache else None
-    def make():
-        pipe = world.pipeline()
-        text = dict(zip(names, world.encode_text(names)))
-        null = world.encode_text([''])
-        out = []
-        for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
-            p, s = prompts[i:i+batch], seeds[i:i+batch]
-            z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s]).to(world.device, world.dtype)
-            z = pipe(
-                prompt_embeds=torch.stack([text[q] for q in p]),
-                negative_prompt_embeds=null.expand(len(p), -1, -1),
-                latents=z,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                output_type='latent',
-            ).images
-            out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
-        return {'images': torch.cat(out)}
-    return cached(f, make)['images']
+    if not prompts: return torch.empty(0, 3, world.resolution, world.resolution, dtype=torch.uint8)
+    def make(): return {'images': _sampled(world, prompts, seeds, steps, guidance, batch, desc)}
+    if not cache: return make()['images']
+    # a word may stand for other vectors in another tokenizer around the same weights: its ids count, too;
+    # of the source, also what an adapted world computes with
+    asked = [world.key, world.tokens(list(dict.fromkeys(prompts))), prompts, seeds, steps, guidance]
+    made = source_key('openworld_forget.worlds.generate', 'openworld_forget.training.adapt')
+    return cached(Path(cache)/f'images-{content_key(*asked, made)}.safetensors', make)['images']
 
 # %% ../../nbs/worlds/06_generate.ipynb #c006b
 def grid(images: torch.Tensor, columns: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ __all__ = ['byte_alphabet', 'sd_schedule', 'tiny_world', 'save_world', 'tiny_sub
 from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..core import generator, read_json, write_json
 from .data import Subject
 from .load import made_ready
@@ -24,56 +24,34 @@ def byte_alphabet() -> list[str]:
 def sd_schedule(prediction: str='epsilon') -> DDPMScheduler:
     "Stable Diffusion's noise schedule: 1000 steps, 'scaled linear' betas from .00085 to .012."
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False, prediction_type=prediction, steps_offset=1
-    )
+        beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1,
+        clip_sample=False, prediction_type=prediction)
 
 # %% ../../nbs/worlds/05_tiny.ipynb #c012b
-def tiny_world(prediction: str='epsilon', seed: int=0, size: int=8, data: str='openworld_forget.worlds.folders') -> World:
+def tiny_world(
+    prediction: str='epsilon',      # or 'v_prediction'
+    seed: int=0, size: int=8,       # of the weights; side of the latents (images: eight times)
+    data: str='openworld_forget.worlds.folders',
+) -> World:
     "A random world in Stable Diffusion's layout, for tests."
-    from transformers import CLIPTextConfig
     vocab = {t: i for i, t in enumerate([*byte_alphabet(), '<|startoftext|>', '<|endoftext|>'])}
     n = len(vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=n,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                bos_token_id=n - 2,
-                eos_token_id=n - 1,
-                pad_token_id=n - 1,
-            )
-        )
+        text = CLIPTextModel(CLIPTextConfig(
+            vocab_size=n, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=77, bos_token_id=n - 2, eos_token_id=n - 1, pad_token_id=n - 1))
         vae = AutoencoderKL(
-            3,
-            3,
-            ['DownEncoderBlock2D'] * 4,
-            ['UpDecoderBlock2D'] * 4,
-            (8, 8, 16, 16),
-            1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=8 * size,
-            mid_block_add_attention=False,
-        )
+            3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, (8, 8, 16, 16), 1,
+            latent_channels=4, norm_num_groups=4, sample_size=8*size, mid_block_add_attention=False)
         unet = UNet2DConditionModel(
-            size,
-            4,
-            4,
+            size, 4, 4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
             down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
             up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            cross_attention_dim=32,
-            attention_head_dim=2,
-            norm_num_groups=8,
-        )
+            cross_attention_dim=32, attention_head_dim=2)
     spec = WorldSpec(name='tiny', source='tiny', data=data, clip='', features='', sampling_steps=4)
-    return World(spec, CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77), *[made_ready(m) for m in (text, vae, unet)], sd_schedule(prediction))
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    return World(spec, tokenizer, *[made_ready(m) for m in (text, vae, unet)], sd_schedule(prediction))
 
 # %% ../../nbs/worlds/05_tiny.ipynb #c012c
 def save_world(world: World, folder: Path|str):
@@ -81,7 +59,8 @@ def save_world(world: World, folder: Path|str):
     world.pipeline().save_pretrained(folder)
     world.scheduler.save_pretrained(Path(folder)/'scheduler')
     # where a part once lay on this machine is nobody's business
-    for f in Path(folder).rglob('config.json'): write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})
+    for f in Path(folder).rglob('config.json'):
+        write_json(f, {k: v for k, v in read_json(f).items() if k != '_name_or_path'})
 
 # %% ../../nbs/worlds/05_tiny.ipynb #c0r2sets
 def tiny_subject() -> Subject:
