@@ -9,7 +9,7 @@ __all__ = ['base_scores', 'accuracy_rows', 'base_answers', 'base_images']
 import pandas as pd, torch
 from ..core import save_tensors
 from ..metrics.classify import save_scores
-from ..metrics.semantic import accuracy, flip_rate, paired_bootstrap
+from ..metrics.semantic import accuracy, flip_rate, paired_interval
 from .run import Run
 from ..worlds.data import Benchmark
 
@@ -30,7 +30,7 @@ def base_scores(run: Run, name: str, split: str) -> tuple[Benchmark, dict, list[
 def accuracy_rows(b: Benchmark, name: str, split: str, base, floor) -> list[dict]:
     "The base's accuracy with its interval, and how many of its answers other noise flips."
     y, groups = b.labels.numpy(), b.groups.numpy()
-    low, high = paired_bootstrap('base_accuracy', y, base, base, groups, C=len(b.classes))
+    low, high = paired_interval('base_accuracy', y, base, base, groups, C=len(b.classes))
     of = dict(split=split, item=name, n=len(y))
     return [dict(measure='accuracy', value=accuracy(y, base), low=low, high=high, floor=accuracy(y, floor), **of),
             dict(measure='flip_rate', value=0., floor=flip_rate(base, floor), **of)]
