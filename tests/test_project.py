@@ -100,6 +100,34 @@ def test_notebook_form(name):
     if '/reports/' in name:
         assert sum('parameters' in c['metadata'].get('tags', []) for c in code) == 1, 'a template has exactly one cell tagged `parameters`'
 
+def test_titles_differ():
+    "Every page can be told from every other by its title."
+    titles = {n: source(notebook(p)['cells'][0]).splitlines()[0] for n, p in NOTEBOOKS.items()}
+    twice = {t: [n for n in titles if titles[n] == t] for t in titles.values() if list(titles.values()).count(t) > 1}
+    assert not twice, twice
+
+PAGE = re.compile(r'`(?:nbs/)?((?:[a-z]+/)*[0-9]{2,3}_[a-z_]+)(?:\.ipynb)?`|\]\(([^)#\s]+\.(?:ipynb|md|yaml|py|cff))(?:#[^)]*)?\)|`([a-z_/]+\.(?:ipynb|md))`')
+
+def dangling(text, folder):
+    "Names of notebooks and files in a text that lead nowhere: links seen from `folder`; in backticks the path in nbs/ or in the project."
+    stems = {n.removeprefix('nbs/').removesuffix('.ipynb') for n in NOTEBOOKS} | {show(p).removesuffix('.ipynb') for p in NOTEBOOKS.values()}
+    for m in PAGE.finditer(text):
+        page, link, file = m.groups()
+        if page and page not in stems: yield m[0]
+        if link and '://' not in link and not (folder/link).exists(): yield m[0]
+        if file and not file.startswith('outputs/') and file.split('/')[-1] not in MADE and not any((d/file).exists() for d in (folder, ROOT, ROOT/'nbs')): yield m[0]
+
+MADE = {'summary.ipynb'}                  # a study writes these
+
+@pytest.mark.parametrize('name', [show(p) for p in files('.ipynb', under='nbs')] + ['README.md', 'CONTRIBUTING.md', 'outputs/README.md', 'weights/README.md'])
+def test_no_name_leads_nowhere(name):
+    "Pages and files that a text names exist, and so does every `make` target."
+    p = ROOT/name
+    texts = [source(c) for c in notebook(p)['cells']] if name.endswith('.ipynb') else [p.read_text(encoding='utf-8')]
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), re.M))
+    assert not [x for t in texts for x in dangling(t, p.parent)]
+    assert not [m for t in texts for m in re.findall(r'`make ([a-z-]+)', t) if m not in targets]
+
 def test_ruff():
     r = subprocess.run(
         [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True
