@@ -33,7 +33,7 @@ endif
 NBDEV = $(PY) -c 'from nbdev.doclinks import nbdev_export as export; from nbdev.clean import nbdev_clean as clean; $(1)()'
 export STUDY PYTHON KATEX
 
-.PHONY: help reproduce test benchmark docs readme lab mini check clean-notebooks lock venv images clean
+.PHONY: help reproduce test benchmark docs results readme lab mini check clean-notebooks lock venv images clean
 
 help:  ## this list
 	@echo 'openworld_forget: what does customizing a generative image model break, and how do you stop it?'; echo
@@ -51,6 +51,9 @@ benchmark: $(VENV_DONE) $(NODE_DONE)  ## what a training step costs, as ratios (
 
 docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: runs no notebook; KATEX=folder: maths offline)
 	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex "$$KATEX")
+
+results: $(VENV_DONE)  ## take the result that the README shows from outputs/reproduce
+	@$(PY) tools/results.py
 
 readme: $(VENV_DONE)  ## write README.md from nbs/index.ipynb
 	@$(PY) tools/build_docs.py --readme-only

@@ -15,6 +15,8 @@ WIDTH = 1400        # pixels of the picture
 
 def sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
+def table_study(home): return pd.read_csv(home/'tables/results.csv', usecols=['study'], nrows=1).study[0]
+
 def take(home, to):
     "Copy headline and picture of the study in `home` to the folder `to`."
     home, to = Path(home), Path(to)
@@ -27,9 +29,10 @@ def take(home, to):
     image = Image.open(pictures[0]).convert('RGB')
     image = image.resize((WIDTH, round(image.height*WIDTH/image.width)), Image.LANCZOS)
     image.quantize(192, dither=Image.Dither.NONE).save(to/'pictures.png', optimize=True)
-    made = json.loads((home/'summary.json').read_text(encoding='utf-8'))
-    keep = {k: made[k] for k in ('git', 'dirty', 'versions', 'python', 'device')}
-    manifest = dict(study=home.name, picture=pictures[0].name, made=keep, sha256={n: sha(to/n) for n in ('headline.csv', 'pictures.png')})
+    made = {f.stem: json.loads(f.read_text(encoding='utf-8')) for f in (home/'base/base.json', home/'summary.json')}
+    keep = {n: {k: m[k] for k in ('git', 'dirty', 'versions', 'python', 'device')} for n, m in made.items()}
+    study = str(table_study(home))
+    manifest = dict(study=study, picture=pictures[0].name, made=keep, sha256={n: sha(to/n) for n in ('headline.csv', 'pictures.png')})
     (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
     return to
 
