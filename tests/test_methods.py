@@ -41,6 +41,17 @@ def test_the_forms_are_those_of_the_paper():
             m.name.removeprefix(m.adaptation.kind)
         ]
 
+def test_the_corrected_form_is_found_by_the_record():
+    "Whatever the methods are called: same adaptation, same prior, no correction."
+    renamed = [m.but(name=f'{i}-x') for i, m in enumerate(METHODS.values())]
+    for m, known in zip(renamed, METHODS.values()):
+        form = known.name.removeprefix(known.family)
+        plain = {'-dc': known.family, '-dc-nopr': f'{known.family}-plain'}.get(form)
+        assert (m.family, m.corrected) == (known.adaptation.kind, plain is not None)
+        assert m.plain == (METHODS[plain] if plain else None)
+        assert [METHODS[n].name for n, other in zip(METHODS, renamed) if m.corrects(other)] == ([plain] if plain else [])
+    assert method('db-dc', prior=.5).plain is None and method('db-dc', adaptation=Adaptation(text_encoder=True)).plain is None
+
 @pytest.mark.parametrize('name', EVERY)
 def test_only_the_named_parameters_change(base, subject, cache, name):
     before = state(base); w, _ = customize(base, subject, method(name, **FAST), cache=cache)

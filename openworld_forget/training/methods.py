@@ -26,7 +26,29 @@ class Method(Record):
     source: str = 'class'                           # what the correction sees
     share: float = Field(1., gt=0, le=16)           # images that it sees per step, as a share of the batch
     images: int = Field(200, ge=1, le=100_000)      # generated images per regularizer set
-    recipe: dict = {}
+    recipe: dict = {}                               # fields of the recipe that differ from the world's
+
+    @property
+    def family(self) -> str:
+        "What is trained: the kind of its adaptation (db, lora, cd)."
+        return self.adaptation.kind
+
+    @property
+    def corrected(self) -> bool:
+        "Whether drift correction is part of it."
+        return self.correction > 0
+
+    @property
+    def plain(self) -> 'Method|None':
+        """The built-in method that this one is the corrected form of: same adaptation, same weight of prior preservation, no correction.
+        None if it is not corrected, or if no built-in method is so made. Names are not looked at."""
+        return next((m for m in METHODS.values() if self.corrects(m, training=False)), None)
+
+    def corrects(self, other: 'Method', training: bool=True) -> bool:
+        """Whether this is `other` with drift correction: same adaptation and prior, and (with `training`) the same recipe and as many prior
+        images. Two runs with one seed then differ in the correction alone."""
+        made = lambda m: (m.adaptation, m.prior, *((m.recipe, m.prior and m.images) if training else ()))
+        return self.corrected and not other.corrected and made(self) == made(other)
 
     @field_validator('source')
     @classmethod
