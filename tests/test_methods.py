@@ -146,7 +146,7 @@ def test_a_limit_per_forward_changes_memory_only(base, subject, cache, kind, for
 
 def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
     "What the base answers for eight steps in one forward is what it answers step by step, in any order of the steps."
-    import openworld_forget.training.methods as R
+    import openworld_forget.training.regularize as R
     w, params = adapt(base, Adaptation(), subject.token); g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
     terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache)
