@@ -18,7 +18,7 @@ from openworld_forget.core import generator
 from openworld_forget.training.adapt import ADAPTATIONS, adapt
 from openworld_forget.worlds.generate import generate
 from openworld_forget.training.methods import method, recipe_of, terms_of
-from openworld_forget.training.regularize import objective
+from openworld_forget.training.regularize import Objective
 from openworld_forget.training.fit import fit
 from openworld_forget.worlds.world import World, provider
 from openworld_forget.worlds.load import clone, default_device, load_world
@@ -36,7 +36,7 @@ def plain_step(world, adapted, params, subject, class_images, batch, opt, step):
 def setup(world, subject, name, images=32):
     "Recipe, parameters, adapted world and loss of a method."
     m = method(name, images=images); a, params = adapt(world, m.adaptation, subject.token); r = recipe_of(world, m)
-    return r, params, a, objective(world, a, subject, terms_of(world, subject, m), r.batch, 0, r.forward)
+    return r, params, a, Objective(world, a, subject, terms_of(world, subject, m), r.batch, 0, r.forward)
 
 def trainer(params, loss, r):
     "n -> n steps never seen before, so that no answer of the base is left over from the warm-up."

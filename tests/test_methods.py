@@ -9,7 +9,7 @@ from openworld_forget.core import ForgetError, generator
 from openworld_forget.training.adapt import Adaptation, adapt, load_own
 from openworld_forget.worlds.tiny import tiny_subject
 from openworld_forget.training.methods import METHODS, customize, method
-from openworld_forget.training.regularize import Term, correction_terms, objective
+from openworld_forget.training.regularize import Objective, PlainObjective, Term, correction_terms, prior_term
 from openworld_forget.worlds.tiny import tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
@@ -40,6 +40,17 @@ def test_the_forms_are_those_of_the_paper():
         assert (m.prior > 0, m.correction > 0) == dict(zip(FORMS, ((False, False), (True, False), (True, True), (False, True))))[
             m.name.removeprefix(m.adaptation.kind)
         ]
+
+def test_the_corrected_form_is_found_by_the_record():
+    "Whatever the methods are called: same adaptation, same prior, no correction."
+    renamed = [m.but(name=f'{i}-x') for i, m in enumerate(METHODS.values())]
+    for m, known in zip(renamed, METHODS.values()):
+        form = known.name.removeprefix(known.family)
+        plain = {'-dc': known.family, '-dc-nopr': f'{known.family}-plain'}.get(form)
+        assert (m.family, m.corrected) == (known.adaptation.kind, plain is not None)
+        assert m.plain == (METHODS[plain] if plain else None)
+        assert [METHODS[n].name for n, other in zip(METHODS, renamed) if m.corrects(other)] == ([plain] if plain else [])
+    assert method('db-dc', prior=.5).plain is None and method('db-dc', adaptation=Adaptation(text_encoder=True)).plain is None
 
 @pytest.mark.parametrize('name', EVERY)
 def test_only_the_named_parameters_change(base, subject, cache, name):
@@ -104,7 +115,7 @@ def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch)
 @pytest.mark.parametrize('kind', KINDS)
 def test_correction_is_zero_at_the_base(base, subject, cache, kind):
     w, params = adapt(base, Adaptation(kind=kind), subject.token); t = correction_terms(base, subject, 1., 'class', 2, cache=cache)
-    loss = objective(base, w, subject, t, 2, 0)(0)['correction']; loss.backward()
+    loss = Objective(base, w, subject, t, 2, 0)(0)['correction']; loss.backward()
     assert loss < 1e-10 and max(p.grad.abs().max().item() for p in params.values() if p.grad is not None) < 1e-5
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -114,7 +125,7 @@ def test_correction_gradient_is_that_of_finite_differences(subject, kind):
     v, params = adapt(base, Adaptation(kind=kind), subject.token)
     g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g, dtype=torch.float64)) for p in params.values()]
-    z = base.encode(subject.images.double()/255); f = objective(base, v, subject, [Term('correction', 1., z, ['a cat']*3, True)], 2, 0)
+    z = base.encode(subject.images.double()/255); f = Objective(base, v, subject, [Term('correction', 1., z, ['a cat']*3, True)], 2, 0)
     f(0)['correction'].backward()
     d = {k: torch.randn(p.shape, generator=g, dtype=torch.float64) for k, p in params.items()}
     slope = sum((p.grad*d[k]).sum().item() for k, p in params.items() if p.grad is not None)
@@ -133,13 +144,33 @@ def test_a_limit_per_forward_changes_memory_only(base, subject, cache, kind, for
     ]
     assert logs[0].keys() == logs[1].keys() and all(logs[0][k] == pytest.approx(logs[1][k], rel=1e-4, abs=1e-8) for k in logs[0])
 
+@pytest.mark.parametrize('kind, source', list(itertools.product(KINDS, ('class', 'class+generic', 'instance'))))
+def test_one_forward_for_all_terms_is_a_forward_for_each(base, subject, cache, kind, source):
+    "The objective that is trained has the losses and the gradients of the one that is written down term by term."
+    w, params = adapt(base, Adaptation(kind=kind), subject.token); g = generator(0, 'shake')
+    with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
+    terms = [prior_term(base, subject, .5, 2, cache=cache), *correction_terms(base, subject, 10., source, 2, cache=cache, share=.5)]
+    def step(objective):
+        out = objective(9); out = [out] if isinstance(out, dict) else out; sums = {}
+        for part in out:
+            sum(part.values()).backward()
+            for k, v in part.items(): sums[k] = sums.get(k, 0.) + v.item()
+        grads = {k: p.grad for k, p in params.items() if p.grad is not None}
+        for p in params.values(): p.grad = None
+        return sums, grads
+    a, da = step(PlainObjective(base, w, subject, terms, 4, 0))
+    for forward in (0, 2, 6):
+        b, db = step(Objective(base, w, subject, terms, 4, 0, forward))
+        assert b == pytest.approx(a, rel=1e-4) and da.keys() == db.keys()
+        assert all(torch.allclose(da[k], db[k], rtol=1e-3, atol=1e-5*da[k].abs().max()) for k in da)
+
 def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
     "What the base answers for eight steps in one forward is what it answers step by step, in any order of the steps."
-    import openworld_forget.training.methods as R
+    import openworld_forget.training.regularize as R
     w, params = adapt(base, Adaptation(), subject.token); g = generator(0, 'shake')
     with torch.no_grad(): [p.add_(.05*torch.randn(p.shape, generator=g)) for p in params.values()]
     terms = correction_terms(base, subject, 1., 'class+generic', 2, cache=cache)
-    make = lambda: objective(base, w, subject, terms, 4, 0)
+    make = lambda: Objective(base, w, subject, terms, 4, 0)
     f = make()
     order = (0, 7, 8, 17, 3, 8)
     ahead = [f(k)['correction'].item() for k in order]
@@ -149,13 +180,13 @@ def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
 @pytest.mark.parametrize('term', ['instance', 'prior', 'correction'])
 def test_not_finite_stops_and_keeps(base, subject, cache, tmp_path, term, monkeypatch):
     import openworld_forget.training.methods as R
-    good = R.objective
+    good = R.Objective
     def bad(*a):
         f = good(*a); return lambda step: {k: v*float('nan') if (k, step) == (term, 2) else v for k, v in f(step).items()}
-    monkeypatch.setattr(R, 'objective', bad); m, f = method('db-dc', **FAST), tmp_path/'a.safetensors'
+    monkeypatch.setattr(R, 'Objective', bad); m, f = method('db-dc', **FAST), tmp_path/'a.safetensors'
     with pytest.raises(ForgetError, match=f"'{term}' is nan at step 2"): customize(base, subject, m, cache=cache, path=f, every=1)
     # the checkpoint of step 2 was good
-    monkeypatch.setattr(R, 'objective', good)
+    monkeypatch.setattr(R, 'Objective', good)
     w, _ = customize(base, subject, m, cache=cache, path=f, every=1)
     assert same(state(w), state(customize(base, subject, m, cache=cache)[0]))
 

@@ -22,38 +22,58 @@ from ..worlds.world import World
 PEFT, PEFT_CONFIG, LEARNED = 'adapter_model.safetensors', 'adapter_config.json', 'learned_embeds.safetensors'
 
 EXPECTED = (
-    'Expected a run of this package (adapter.safetensors), a LoRA, LoHa, LoKr or DoRA file (kohya, LyCORIS, diffusers, or peft\'s folder), a Custom '
-    'Diffusion folder (pytorch_custom_diffusion_weights.safetensors with <token>.safetensors), '
+    'Expected a run of this package (adapter.safetensors), '
+    'a LoRA, LoHa, LoKr or DoRA file (kohya, LyCORIS, diffusers, or peft\'s folder), '
+    'a Custom Diffusion folder (pytorch_custom_diffusion_weights.safetensors with <token>.safetensors), '
     'a textual inversion (<token>.safetensors), or a diffusers folder of a UNet or a pipeline; all as safetensors.'
 )
 
 def header(path: Path|str) -> dict[str, str]:
-    "The texts in the header of a safetensors file (`ss_base_model_version`, `modelspec.architecture`, ...), as its writer left them."
+    """The texts in the header of a safetensors file (`ss_base_model_version`, `modelspec.architecture`, ...).
+
+    A file that is no whole safetensors file is a `ForgetError`."""
     tensor_shapes(path)                                          # what is no safetensors file is refused here
     with safe_open(path, 'pt') as f: return f.metadata() or {}
 
 # %% ../../nbs/training/04_deltas.ipynb #c006b
 def json_object(path, text=None, what='') -> dict:
-    "The JSON object in a file, or in a text of a header; a byte order mark of an editor does not count, anything else is refused."
+    """The JSON object in a file, or in a text of a header.
+
+    A byte order mark of an editor does not count; anything else that is no JSON object is a `ForgetError`."""
     where = f'{path}{what}'
     try: out = json.loads(path.read_bytes().decode('utf-8-sig') if text is None else text)
     except FileNotFoundError: raise ForgetError(f'{where} does not exist. Copy it there.') from None
-    except OSError as e: raise ForgetError(f'{where} cannot be read ({e.strerror}). It must be a readable file.') from None
-    except (ValueError, RecursionError) as e: raise ForgetError(f'{where} is damaged: no valid JSON ({e}). Copy or save it again.') from None
-    if not isinstance(out, dict): raise ForgetError(f'{where} is damaged: expected {{"field": value, ...}}, got {str(out)[:60]!r}. Copy or save it again.')
+    except OSError as e:
+        raise ForgetError(f'{where} cannot be read ({e.strerror}). It must be a readable file.') from None
+    except (ValueError, RecursionError) as e:
+        raise ForgetError(f'{where} is damaged: no valid JSON ({e}). Copy or save it again.') from None
+    if not isinstance(out, dict):
+        raise ForgetError(f'{where} is damaged: expected {{"field": value, ...}}, got {str(out)[:60]!r}. '
+                          'Copy or save it again.')
     return out
 
-PLAIN = re.compile(r'(?<![^.])(?:_orig_mod|module)\.')           # what torch.compile and DistributedDataParallel put into every name
+# what torch.compile and DistributedDataParallel put into every name
+PLAIN = re.compile(r'(?<![^.])(?:_orig_mod|module)\.')
 
 # %% ../../nbs/training/04_deltas.ipynb #c033
-def _lora(t): return (t['up'].flatten(1) @ t['down'].flatten(1)).reshape(len(t['up']), *t['down'].shape[1:])           # [out, in, k, k]
-def _tucker(core, a, b): return torch.einsum('ij...,ip,jq->pq...', core, a, b)       # core [r, s, k, k], a [r, out], b [s, in] -> [out, in, k, k]
+def _lora(t):                                                           # up [out, r, 1, 1], down [r, in, k, k]
+    up, down = t['up'], t['down']
+    return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])      # [out, in, k, k]
+
+def _tucker(core, a, b):                                                # core [r, s, k, k], a [r, out], b [s, in]
+    return torch.einsum('ij...,ip,jq->pq...', core, a, b)               # [out, in, k, k]
+
 def _locon(t): return _tucker(t['mid'], t['up'].flatten(1).T, t['down'].flatten(1))
 
 def _loha(t):
     return math.prod(
-        _tucker(t[f'hada_t{i}'], t[f'hada_w{i}_a'], t[f'hada_w{i}_b']) if f'hada_t{i}' in t else t[f'hada_w{i}_a'] @ t[f'hada_w{i}_b'] for i in (1, 2)
+        _tucker(t[f'hada_t{i}'], t[f'hada_w{i}_a'], t[f'hada_w{i}_b']) if f'hada_t{i}' in t
+        else t[f'hada_w{i}_a'] @ t[f'hada_w{i}_b']
+        for i in (1, 2)
     )
+
+def _lora_rows(t): return (t['embed_up'] @ t['embed_down']).T           # up [width, r], down [r, rows] -> [rows, width]
+def _full(t): return t['diff']
 
 # %% ../../nbs/training/04_deltas.ipynb #c033b
 def _lokr(t):
@@ -63,7 +83,7 @@ def _lokr(t):
         else t[w+'_a'] @ t[w+'_b']
         for w in ('lokr_w1', 'lokr_w2')
     )
-    return torch.kron(w1[..., None, None] if w2.ndim == 4 else w1, w2.contiguous())
+    return torch.kron(w1[..., None, None] if w2.ndim == 4 else w1, w2.contiguous())         # [out, in, k, k]
 
 HADA = [f'hada_w{i}_{x}' for i in (1, 2) for x in 'ab']
 
@@ -72,20 +92,22 @@ HADA = [f'hada_w{i}_{x}' for i in (1, 2) for x in 'ab']
 FORMULAS = {
     frozenset(names): (kind, formula, rank)
     for names, kind, formula, rank in (
-        (['up', 'down'],                   'LoRA',               _lora,                                     ['down']),
-        (['up', 'mid', 'down'],            'LoCon (Tucker)',     _locon,                                    ['down']),
-        (['embed_up', 'embed_down'],       'LoRA (embedding)',   lambda t: (t['embed_up'] @ t['embed_down']).T, ['embed_down']),
-        (HADA,                             'LoHa',               _loha,                                     ['hada_w1_b']),
-        ([*HADA, 'hada_t1', 'hada_t2'],    'LoHa (Tucker)',      _loha,                                     ['hada_w1_b']),
+        (['up', 'down'],                'LoRA',             _lora,          ['down']),
+        (['up', 'mid', 'down'],         'LoCon (Tucker)',   _locon,         ['down']),
+        (['embed_up', 'embed_down'],    'LoRA (embedding)', _lora_rows,     ['embed_down']),
+        (HADA,                          'LoHa',             _loha,          ['hada_w1_b']),
+        ([*HADA, 'hada_t1', 'hada_t2'], 'LoHa (Tucker)',    _loha,          ['hada_w1_b']),
         *(([*a, *b], 'LoKr', _lokr, [x for x in (*b, *a) if x.endswith('_b')]) for a, b in itertools.product(
-            (['lokr_w1'], ['lokr_w1_a', 'lokr_w1_b']), (['lokr_w2'], ['lokr_w2_a', 'lokr_w2_b'], ['lokr_t2', 'lokr_w2_a', 'lokr_w2_b'])
+            (['lokr_w1'], ['lokr_w1_a', 'lokr_w1_b']),
+            (['lokr_w2'], ['lokr_w2_a', 'lokr_w2_b'], ['lokr_t2', 'lokr_w2_a', 'lokr_w2_b']),
         )),
-        (['diff'],                         'full',               lambda t: t['diff'],                       []),
+        (['diff'],                      'full',             _full,          []),
     )
 }
 
 # %% ../../nbs/training/04_deltas.ipynb #c033d
-BESIDE = {'alpha', 'dora_scale', 'magnitude', 'diff_b', 'up_b', 'weight', 'bias'}      # what may stand beside the tensors of a formula
+# what may stand beside a formula's tensors
+BESIDE = {'alpha', 'dora_scale', 'magnitude', 'diff_b', 'up_b', 'weight', 'bias'}
 
 # %% ../../nbs/training/04_deltas.ipynb #c035
 def dora(
@@ -100,12 +122,15 @@ def dora(
     if not per_output and size.shape == (1, weight.shape[1], *[1]*(n-2)):
         return size*v/v.transpose(0, 1).flatten(1).norm(dim=1).view(1, -1, *[1]*(n-2)) - weight
     if size.numel() != len(weight) or max(size.shape, default=0) != len(weight):
-        raise ForgetError(f'the size {list(size.shape)} of a DoRA fits neither the outputs nor the inputs of a weight {list(weight.shape)}')
+        raise ForgetError(f'the size {list(size.shape)} of a DoRA fits neither the outputs nor the inputs of a weight '
+                          f'{list(weight.shape)}')
     return size.view(-1, *[1]*(n-1))*v/v.flatten(1).norm(dim=1).view(-1, *[1]*(n-1)) - weight
 
 # %% ../../nbs/training/04_deltas.ipynb #c038
 def layer_names(base: World) -> dict[str, str]:
-    "Every name that a file may give to a layer with weights -> its name here: 'unet.mid_block...' or 'text_encoder.encoder...'."
+    """Every name that a file may give to a layer with weights -> its name here: 'unet.mid_block...', 'text_encoder...'.
+
+    A base in which a name could mean two layers is a `ForgetError`."""
     out = {}
     for part, prefixes in (('unet', ('lora_unet', 'lycoris')), ('text_encoder', ('lora_te', 'lora_te1', 'lycoris'))):
         for name, m in getattr(base, part).named_modules():
@@ -114,19 +139,23 @@ def layer_names(base: World) -> dict[str, str]:
             for n in (name,) if part == 'unet' else (bare, f'text_model.{bare}'):
                 for alias in (n, f'{part}.{n}', *(f'{p}_{n.replace(".", "_")}' for p in prefixes)):
                     if out.setdefault(alias, f'{part}.{name}') != f'{part}.{name}':
-                        raise ForgetError(f'{base.spec.name}: the name {alias!r} could mean {out[alias]} or {part}.{name}, so files cannot be read onto it.')
+                        raise ForgetError(f'{base.spec.name}: the name {alias!r} could mean {out[alias]} or '
+                                          f'{part}.{name}, so files cannot be read onto it.')
     return out
 
 # %% ../../nbs/training/04_deltas.ipynb #c038b
 def _layer(names, text):
     "The layer that a file calls `text`, or None."
     t = PLAIN.sub('', text).replace('base_model.model.', '').replace('.processor.', '.')
-    for n in (t, t + '.0' if t.endswith('.to_out') else t, re.sub(r'\.self_attn\.to_(q|k|v|out)$', r'.self_attn.\1_proj', t)):
+    first = t + '.0' if t.endswith('.to_out') else t
+    for n in (t, first, re.sub(r'\.self_attn\.to_(q|k|v|out)$', r'.self_attn.\1_proj', t)):
         if n in names: return names[n]
 
 A = r'(?:\.\w+)?'                                             # peft may write an adapter's name: lora_A.default.weight
 
 # %% ../../nbs/training/04_deltas.ipynb #c038c
+_FACTORS = sorted({x for names in FORMULAS for x in names if x.startswith(('hada', 'lokr'))}, key=len, reverse=True)
+
 ROLES = [(re.compile(rf'(.+?)(?:{end})'), role) for end, role in (
     (rf'(?:\.lora_down|\.lora_A{A}|[._]lora\.down|\.lora_linear_layer\.down)\.weight', 'down'),
     (rf'(?:\.lora_up|\.lora_B{A}|[._]lora\.up|\.lora_linear_layer\.up)\.weight',       'up'),
@@ -139,7 +168,7 @@ ROLES = [(re.compile(rf'(.+?)(?:{end})'), role) for end, role in (
     (rf'\.lora_magnitude_vector{A}{A}',                       'magnitude'),
     (r'\.diff|\.w_norm',                                      'diff'),
     (r'\.diff_b|\.b_norm',                                    'diff_b'),
-    *((rf'\.{x}{A}', x) for x in sorted({x for names in FORMULAS for x in names if x.startswith(('hada', 'lokr'))}, key=len, reverse=True)),
+    *((rf'\.{x}{A}', x) for x in _FACTORS),
 )]
 
 # %% ../../nbs/training/04_deltas.ipynb #c038d
@@ -162,7 +191,8 @@ WIDTHS = {768: 'SD 1', 1024: 'SD 2', 2048: 'SDXL'}      # of the text states tha
 
 NAMES = (                       # in the tensors' names
     ('SDXL', r'(^|\.)(lora_te2_|text_encoder_2\.)|(input|output)_blocks|middle_block|add_embedding'),
-    ('Flux, SD 3 or another transformer', r'^(base_model\.model\.)?(lora_)?transformer[._]|(double|single|joint)_(stream_)?blocks|single_transformer'),
+    ('Flux, SD 3 or another transformer',
+     r'^(base_model\.model\.)?(lora_)?transformer[._]|(double|single|joint)_(stream_)?blocks|single_transformer'),
 )
 
 # %% ../../nbs/training/04_deltas.ipynb #c041b
@@ -171,14 +201,17 @@ def made_for(meta, shapes=()):
     said = ' '.join(meta.get(k, '') for k in ('ss_base_model_version', 'modelspec.architecture')).lower()
     for family, word in FAMILIES:
         if re.search(word, said): return family
-    # the width of the text that cross-attention reads
-    widths = {v[1] for k, v in dict(shapes).items() if re.search(r'attn2.*to_[kv]\b.*(down|lora_A)', k.replace('_lora', '.lora')) and len(v) > 1}
+    # cross-attention reads the text: its width says whose encoder wrote it
+    text = lambda k: re.search(r'attn2.*to_[kv]\b.*(down|lora_A)', k.replace('_lora', '.lora'))
+    widths = {v[1] for k, v in dict(shapes).items() if text(k) and len(v) > 1}
     if widths & set(WIDTHS): return WIDTHS[min(widths & set(WIDTHS))]
     for family, word in NAMES:
         if any(re.search(word, k) for k in shapes): return family
     return said.strip() or None
 
-def for_another(family): return f'It was made for another base ({family}).' if family else 'It was made for another base model.'
+def for_another(family) -> str:
+    "Why a file does not fit, as far as one knows."
+    return f'It was made for another base ({family}).' if family else 'It was made for another base model.'
 
 # %% ../../nbs/training/04_deltas.ipynb #c041c
 def check_header(base, path, meta):
@@ -188,31 +221,36 @@ def check_header(base, path, meta):
         raise ForgetError(f'{path}: {for_another(family)} Its header says so; this base is {own or base.spec.name}.')
     said = {'v': 'v_prediction'}.get(p := meta.get('modelspec.prediction_type', base.prediction), p)
     if said != base.prediction:
-        raise ForgetError(f'{path} was trained for {said} (its header: modelspec.prediction_type), this base predicts {base.prediction}. Load its own base.')
+        raise ForgetError(f'{path} was trained for {said} (its header: modelspec.prediction_type), '
+                          f'this base predicts {base.prediction}. Load its own base.')
 
 # %% ../../nbs/training/04_deltas.ipynb #c043
-READ = {'r', 'lora_alpha', 'alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora', 'use_dora', 'lora_bias', 'bias', 'modules_to_save', 'peft_type'}
+READ = {'r', 'lora_alpha', 'alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora', 'use_dora', 'lora_bias', 'bias',
+        'modules_to_save', 'peft_type'}
 
 # where the adapter was placed, how it was trained and started: without effect on what a finished file means
 WITHOUT_EFFECT = {
-    'target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'auto_mapping', 'base_model_name_or_path', 'revision', 'task_type',
-    'inference_mode', 'peft_version', 'lora_dropout', 'rank_dropout', 'module_dropout', 'rank_dropout_scale', 'init_lora_weights', 'init_weights',
-    'megatron_config', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config', 'velora_config', 'runtime_config',
+    'target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'auto_mapping',
+    'base_model_name_or_path', 'revision', 'task_type', 'inference_mode', 'peft_version', 'runtime_config',
+    'lora_dropout', 'rank_dropout', 'module_dropout', 'rank_dropout_scale', 'init_lora_weights', 'init_weights',
+    'megatron_config', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config', 'velora_config',
     'qalora_group_size', 'decompose_both', 'decompose_factor', 'use_effective_conv2d', 'ensure_weight_tying',
     'fan_in_fan_out',           # about GPT-2's layers; peft ignores it for those of diffusion models
 }
 
-STARTS = (True, False, None, 'gaussian', 'orthogonal', 'eva')    # the others of `init_lora_weights` change the base's weights before training
-def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-def _table(v, value): return isinstance(v, dict) and all(_expression(k) and value(x) for k, x in v.items())
+# of `init_lora_weights`; the others change the base's weights before training
+STARTS = (True, False, None, 'gaussian', 'orthogonal', 'eva')
 
 # %% ../../nbs/training/04_deltas.ipynb #c043b
-def _expression(k):
-    try: return bool(re.compile(k))
-    except re.error: return False
-
+def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+def _table(v, value): return isinstance(v, dict) and all(_expression(k) and value(x) for k, x in v.items())
 def _rank(v): return isinstance(v, int) and not isinstance(v, bool) and v > 0
 def _flag(v): return v is None or isinstance(v, bool)
+
+def _expression(k):
+    "Whether a key is a regular expression, as peft reads it."
+    try: return bool(re.compile(k))
+    except re.error: return False
 
 TYPES = {                       # of the fields that are read: what they must be
     'r': ('a whole number above 0', _rank), 'lora_alpha': ('a number', _number),
@@ -224,19 +262,23 @@ TYPES = {                       # of the fields that are read: what they must be
 
 # %% ../../nbs/training/04_deltas.ipynb #c043c
 def check_config(path, c):
-    "A peft config, if every field that is set is understood; with the rank and alpha that peft means where it says none."
+    """A peft config with the rank and alpha that peft means where it says none.
+
+    A field of a wrong type, and one that is set and not understood, are `ForgetError`s."""
     if odd := [k for k in TYPES if k in c and not TYPES[k][1](c[k])]:
-        raise ForgetError(f'{path}: its config says {odd[0]} = {c[odd[0]]!r}; expected {TYPES[odd[0]][0]}. Correct it, or save the adapter again.')
+        raise ForgetError(f'{path}: its config says {odd[0]} = {c[odd[0]]!r}; expected {TYPES[odd[0]][0]}. '
+                          'Correct it, or save the adapter again.')
     kind = str(c.get('peft_type') or 'LORA').rsplit('.')[-1].upper()
     if kind not in ('LORA', 'LOHA', 'LOKR'):
-        raise ForgetError(f'{path}: this kind is not read: peft {kind}. Merge it into the model, and save that. {EXPECTED}')
+        raise ForgetError(f'{path}: this kind is not read: peft {kind}. Merge it into the model, and save that. '
+                          f'{EXPECTED}')
     if odd := sorted(k for k, v in c.items() if v and k not in READ | WITHOUT_EFFECT):
-        raise ForgetError(f'{path}: its config says {odd[0]} = {c[odd[0]]!r}, which is not read. Merge it into the model, and save that.')
+        raise ForgetError(f'{path}: its config says {odd[0]} = {c[odd[0]]!r}, which is not read. '
+                          'Merge it into the model, and save that.')
     if (start := c.get('init_lora_weights')) not in STARTS:
-        raise ForgetError(
-            f'{path}: init_lora_weights = {start!r} changed the base\'s weights before training, so the file alone is no difference to this base. Save it '
-            f'with peft\'s `path_initial_model_for_weight_conversion`.'
-        )
+        raise ForgetError(f'{path}: init_lora_weights = {start!r} changed the base\'s weights before training, '
+                          'so the file alone is no difference to this base. '
+                          'Save it with peft\'s `path_initial_model_for_weight_conversion`.')
     return {'r': 8, 'lora_alpha' if kind == 'LORA' else 'alpha': 8, **c} if c else c              # peft's defaults
 
 # %% ../../nbs/training/04_deltas.ipynb #c043d
@@ -254,16 +296,19 @@ def _configs(path, meta) -> dict[str, dict]:
 
 # %% ../../nbs/training/04_deltas.ipynb #c043e
 def _parts(path, whole, parts) -> dict[str, dict]:
-    "What `lora_adapter_metadata` says of each part: 'unet.r' (diffusers), {'unet': {'r': ...}}, or for all parts alike 'r'."
+    "What `lora_adapter_metadata` says of each part: 'unet.r' (diffusers), {'unet': {'r': ...}}, or of all alike 'r'."
     out, plain = {part: {} for part in parts}, {}
     for k, v in whole.items():
         part, dot, field = k.partition('.')
         if part in out and dot: out[part][field] = v
         elif part in out and isinstance(v, dict): out[part] |= v
         elif k in READ | WITHOUT_EFFECT: plain[k] = v
-        else: raise ForgetError(f'{path}: lora_adapter_metadata in its header says {k!r}, which is not read, so its scales are unknown. Save it again.')
+        else:
+            raise ForgetError(f'{path}: lora_adapter_metadata in its header says {k!r}, which is not read, '
+                              'so its scales are unknown. Save it again.')
     if plain and any(out.values()):
-        raise ForgetError(f'{path}: lora_adapter_metadata in its header says {sorted(plain)[0]!r} for no part and others for one. Save it again.')
+        raise ForgetError(f'{path}: lora_adapter_metadata in its header says {sorted(plain)[0]!r} for no part and '
+                          'others for one. Save it again.')
     return dict.fromkeys(parts, plain) if plain else out
 
 # %% ../../nbs/training/04_deltas.ipynb #c043f
@@ -278,21 +323,29 @@ def _scale(where, layer, alpha, rank, c) -> float:
     said = _of_layer(c.get('alpha_pattern'), layer, c.get('lora_alpha', c.get('alpha')))
     r = _of_layer(c.get('rank_pattern'), layer, c.get('r'))
     if r and rank and r != rank:
-        raise ForgetError(f'{where}: the config says rank {r}, its tensors have rank {rank}. File and config do not belong together.')
+        raise ForgetError(f'{where}: the config says rank {r}, its tensors have rank {rank}. '
+                          'File and config do not belong together.')
     if alpha is not None and said is not None and not math.isclose(alpha, said, rel_tol=1e-2):
         raise ForgetError(f'{where}: the file says alpha {alpha:g}, its config {said:g}. Remove the wrong one.')
     alpha, rank = said if said is not None else alpha, rank or (r if said is not None else None)
     return 1. if alpha is None or rank is None else alpha/math.sqrt(rank) if c.get('use_rslora') else alpha/rank
 
 # %% ../../nbs/training/04_deltas.ipynb #c045
-UNREAD = (('IA3', r'on_input|ia3'), ('OFT', r'\.boft|oft_'), ('GLoRA', r'\.[ab][12]\.weight$'), ('a ControlNet (LLLite)', 'lllite'), ('VeRA', 'vera_'))
-ATTACHED = 'it is a network that was saved with a LoRA attached, not fused: `fuse_lora()` and `unload_lora_weights()` first, or save the LoRA alone.'
+UNREAD = (
+    ('IA3', r'on_input|ia3'), ('OFT', r'\.boft|oft_'), ('GLoRA', r'\.[ab][12]\.weight$'),
+    ('a ControlNet (LLLite)', 'lllite'), ('VeRA', 'vera_'),
+)
+ATTACHED = (
+    'it is a network that was saved with a LoRA attached, not fused: `fuse_lora()` and `unload_lora_weights()` first, '
+    'or save the LoRA alone.'
+)
 
 def as_floats(path, tensors) -> dict:
     "Tensors in float32, all finite; whole numbers can be an alpha, no weight."
     for k, v in tensors.items():
         if not v.is_floating_point() and not k.endswith('.alpha'):
-            raise ForgetError(f'{path}: {k!r} holds {str(v.dtype)[6:]} numbers, no weights: quantized files are not read. Save it as float16 or float32.')
+            raise ForgetError(f'{path}: {k!r} holds {str(v.dtype)[6:]} numbers, no weights: '
+                              'quantized files are not read. Save it as float16 or float32.')
     out = {k: v.float() for k, v in tensors.items()}
     check_finite(out, str(path))
     return out
@@ -304,28 +357,31 @@ def _entries(path, keys, names, whole, family) -> dict[str, dict[str, str]]:
     if any(k.endswith('.base_layer.weight') for k in keys): raise ForgetError(f'{path}: {ATTACHED}')
     if unread := sorted(k for k, v in roles.items() if v is None):
         kind = next((n for n, p in UNREAD if any(re.search(p, k) for k in keys)), None)
-        raise ForgetError(
-            f'{path}: this kind is not read{f": {kind}" if kind else ""} ({len(unread)} of {len(keys)} tensors, for example {unread[0]!r}). Merge it '
-            f'into the model with the tool that made it, and save that. {EXPECTED}'
-        )
+        raise ForgetError(f'{path}: this kind is not read{f": {kind}" if kind else ""} ({len(unread)} of {len(keys)} '
+                          f'tensors, for example {unread[0]!r}). '
+                          f'Merge it into the model with the tool that made it, and save that. {EXPECTED}')
     out, lost = defaultdict(dict), []
     for k, (text, role) in roles.items():
         if (layer := _layer(names, text)) is None: lost.append(k)
-        elif role in out[layer]: raise ForgetError(f'{path}: {out[layer][role]!r} and {k!r} are both for {layer}. Remove one of them.')
+        elif role in out[layer]:
+            raise ForgetError(f'{path}: {out[layer][role]!r} and {k!r} are both for {layer}. Remove one of them.')
         else: out[layer][role] = k
     if lost:
-        original = family == 'SD 1' and any('put_blocks' in k for k in lost)
-        why = 'Its layers have the names of the original single-file layout: save it under the names of diffusers.' if original else for_another(family)
-        raise ForgetError(f'{path}: this base has no layer for {sorted(lost)[0]!r} ({len(lost)} of {len(keys)} tensors). {why}')
+        original = 'Its layers have the names of the original single-file layout: save it under the names of diffusers.'
+        why = original if family == 'SD 1' and any('put_blocks' in k for k in lost) else for_another(family)
+        raise ForgetError(f'{path}: this base has no layer for {sorted(lost)[0]!r} ({len(lost)} of {len(keys)} '
+                          f'tensors). {why}')
     return out
 
 # %% ../../nbs/training/04_deltas.ipynb #c045c
 def _placed(where, what, d, weight, family):
     "A difference in the shape of the parameter it belongs to."
     bare = lambda s: tuple(s) if not s or s[-1] != 1 else bare(s[:-1])          # a 1x1 convolution is a matrix
-    if weight is None: raise ForgetError(f'{where}: {what} has no place, this layer of the base has none. {for_another(family)}')
+    if weight is None:
+        raise ForgetError(f'{where}: {what} has no place, this layer of the base has none. {for_another(family)}')
     if bare(d.shape) != bare(weight.shape) and tuple(d.shape) != (len(weight), weight[0].numel()):
-        raise ForgetError(f'{where}: {what} has shape {list(d.shape)}, this base needs {list(weight.shape)}. {for_another(family)}')
+        raise ForgetError(f'{where}: {what} has shape {list(d.shape)}, this base needs {list(weight.shape)}. '
+                          f'{for_another(family)}')
     return d.reshape(weight.shape)
 
 # %% ../../nbs/training/04_deltas.ipynb #c046
@@ -333,7 +389,8 @@ def _normalized(where, t, weight, d, c):
     "The difference with DoRA's normalization, where the file has one."
     size = t.get('magnitude', t.get('dora_scale'))
     if (size is None) == bool(c.get('use_dora', size is not None)) or ('magnitude' in t and 'dora_scale' in t):
-        raise ForgetError(f'{where}: its DoRA is not whole: use_dora is {c.get("use_dora")}, its sizes are {"missing" if size is None else "there"}.')
+        raise ForgetError(f'{where}: its DoRA is not whole: use_dora is {c.get("use_dora")}, '
+                          f'its sizes are {"missing" if size is None else "there"}.')
     if size is None: return d
     try: return dora(weight, d, size, 'magnitude' in t)
     except ForgetError as e: raise ForgetError(f'{where}: {e}. It was made for another base model.') from None
@@ -341,54 +398,73 @@ def _normalized(where, t, weight, d, c):
 # %% ../../nbs/training/04_deltas.ipynb #c046b
 def _delta(where, layer, t, module, c, family) -> dict[str, torch.Tensor]:
     "{'weight': ..., 'bias': ...}: what the tensors {role: tensor} of one layer add to its parameters."
-    weight, bias, out = module.weight.float(), getattr(module, 'bias', None), {}
+    weight, bias, out = module.weight.float(), getattr(module, 'bias', None), {}            # [out, in, ...], [out]
     kind, formula, ranked = FORMULAS.get(frozenset(t) - BESIDE, (None, None, []))
     rank = next((len(t[x]) for x in ranked), None)
-    scaled = kind and (kind != 'full')
-    if (not kind and set(t) - {'diff_b', 'weight', 'bias'}) or ('alpha' in t and not scaled) or rank == 0 or ('weight' in t and kind):
-        raise ForgetError(
-            f'{where} has {sorted(t)}, which is no whole LoRA, LoHa, LoKr or full difference: a pair needs both halves. The file is damaged, or cut.'
-        )
-    if 'alpha' in t and t['alpha'].numel() != 1: raise ForgetError(f'{where}: its alpha has shape {list(t["alpha"].shape)}; alpha is one number.')
+    scaled = kind and kind != 'full'
+    cut = not kind and set(t) - {'diff_b', 'weight', 'bias'}
+    if cut or ('alpha' in t and not scaled) or rank == 0 or ('weight' in t and kind):
+        raise ForgetError(f'{where} has {sorted(t)}, which is no whole LoRA, LoHa, LoKr or full difference: '
+                          'a pair needs both halves. The file is damaged, or cut.')
+    if 'alpha' in t and t['alpha'].numel() != 1:
+        raise ForgetError(f'{where}: its alpha has shape {list(t["alpha"].shape)}; alpha is one number.')
     scale = _scale(where, layer, t['alpha'].item() if 'alpha' in t else None, rank, c) if scaled else 1.
     if kind:
-        try: d = formula(t)
+        try: d = formula(t)                                                                 # [out, in, ...]
         except (RuntimeError, IndexError):
-            raise ForgetError(f'{where}: its tensors do not fit each other: { {k: list(v.shape) for k, v in sorted(t.items())} }.') from None
+            raise ForgetError(f'{where}: its tensors do not fit each other: '
+                              f'{ {k: list(v.shape) for k, v in sorted(t.items())} }.') from None
         d = scale*_placed(where, f'the {kind} difference', d, weight, family)
         out['weight'] = _normalized(where, t, weight, d, c)
+    placed = lambda what, role, p: _placed(where, what, t[role], p, family)
     for role, factor in (('diff_b', 1.), ('up_b', scale)):
-        if role in t: out['bias'] = out.get('bias', 0) + factor*_placed(where, 'the difference of its bias', t[role], bias, family)
+        if role in t: out['bias'] = out.get('bias', 0) + factor*placed('the difference of its bias', role, bias)
     for role, p in (('weight', weight), ('bias', bias)):
-        if role in t: out[role] = out.get(role, 0) + _placed(where, f'its {role}', t[role], p, family) - p.float()
+        if role in t: out[role] = out.get(role, 0) + placed(f'its {role}', role, p) - p.float()
     return out
 
 # %% ../../nbs/training/04_deltas.ipynb #c047
 WORD = re.compile(r'bundle_emb\.(.+?)\.([^.]+|string_to_param\.\*)')
 
 # %% ../../nbs/training/04_deltas.ipynb #c047b
-def weight_changes(base, path):
-    "(parameter, difference) of every parameter that an adapter file changes, layer by layer."
+def _has_config(path, tensors) -> bool:
+    "Whether peft's config belongs to a file; a file of peft's without one is refused."
+    beside = (path.parent/PEFT_CONFIG).is_file()
+    if path.name == PEFT and beside: return True
+    if any(k.startswith('base_model.model.') for k in tensors):
+        if beside: raise ForgetError(f'{path}: {PEFT_CONFIG} beside it is that of {PEFT} only. Name this file {PEFT}.')
+        raise ForgetError(f'{path}: its {PEFT_CONFIG} is missing, so its scale (lora_alpha/r) is unknown. '
+                          f'Put the file that peft wrote beside it, and name this one {PEFT}.')
+    return False
+
+def _check_scales(path, entries, said):
+    "Refuse a file whose header gives a scale for one part of the world and none for a layer of the other."
+    for layer in sorted(entries):
+        own = {'alpha', 'diff', 'diff_b'} & set(entries[layer])
+        if any(said.values()) and not said[layer.split('.', 1)[0]] and not own:
+            raise ForgetError(f'{path}: lora_adapter_metadata in its header does not say the scale of {layer}, '
+                              'only of other parts. Save it again.')
+
+# %% ../../nbs/training/04_deltas.ipynb #c047d
+def weight_changes(base: World, path: Path):
+    """(parameter, difference) of every parameter that an adapter file changes, layer by layer; float32, in its shape.
+
+    Files for another base, of a kind that is not read, and damaged ones are `ForgetError`s that name the tensor."""
     meta = header(path)
     check_header(base, path, meta)
     tensors = {k: v for k, v in load_tensors(path, finite=False)[0].items() if not k.startswith('bundle_emb.')}
     family = made_for(meta, {k: v.shape for k, v in tensors.items()})
-    config = path.name == PEFT and (path.parent/PEFT_CONFIG).is_file()
-    if not config and any(k.startswith('base_model.model.') for k in tensors):
-        raise ForgetError(
-            f'{path}: {PEFT_CONFIG} beside it is that of {PEFT} only. Name this file {PEFT}.' if (path.parent/PEFT_CONFIG).is_file() else
-            f'{path}: its {PEFT_CONFIG} is missing, so its scale (lora_alpha/r) is unknown. Put the file that peft wrote beside it, and name this one {PEFT}.'
-        )
+    config = _has_config(path, tensors)
     said = _configs(path, meta)
     entries = _entries(path, list(tensors), layer_names(base), config, family)
-    silent = sorted(x for x in entries if any(said.values()) and not said[x.split('.', 1)[0]] and not {'alpha', 'diff', 'diff_b'} & set(entries[x]))
-    if silent: raise ForgetError(f'{path}: lora_adapter_metadata in its header does not say the scale of {silent[0]}, only of other parts. Save it again.')
+    _check_scales(path, entries, said)
     tensors = as_floats(path, tensors)
     for layer, roles in sorted(entries.items()):
         part, name = layer.split('.', 1)
         module = getattr(base, part).get_submodule(name)
         t = {role: tensors[k].to(module.weight.device) for role, k in roles.items()}
-        for p, d in _delta(f'{path}: {layer}', layer, t, module, said[part], family).items(): yield f'{layer}.{p}', d
+        changes = _delta(f'{path}: {layer}', layer, t, module, said[part], family)
+        for p, d in changes.items(): yield f'{layer}.{p}', d
 
 # %% ../../nbs/training/04_deltas.ipynb #c047c
 def changed_weight(base, changes, strength, where) -> World:

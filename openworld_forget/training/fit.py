@@ -20,7 +20,7 @@ class Recipe(Record):
     steps: int = Field(250, ge=0, le=10_000_000)        # optimizer steps; 0 leaves everything as it is
     lr: float = Field(1e-4, gt=0, le=1)                 # peak learning rate
     batch: int = Field(4, ge=1, le=65_536)              # instances per step
-    forward: int = Field(0, ge=0, le=65_536)            # at most so many images per forward and backward, where memory is short; 0: all
+    forward: int = Field(0, ge=0, le=65_536)            # images per forward at most, where memory is short; 0: all
     warmup: int = Field(0, ge=0, le=10_000_000)         # steps of linear warm-up
     flat: float = Field(1., ge=0, le=1)                 # fraction of the steps at the peak rate before the cosine
     weight_decay: float = Field(1e-2, ge=0, lt=1)
@@ -45,7 +45,7 @@ def pack(params: dict, opt, ema: dict|None) -> dict:
 
 # %% ../../nbs/training/00_fit.ipynb #c009b
 def unpack(tensors: dict, params: dict, opt, ema: dict|None):
-    "Undo `pack` in place."
+    "Undo `pack` in place; a file with other parameters is a `ForgetError`."
     if {k[2:] for k in tensors if k.startswith('w/')} != set(params):
         raise ForgetError('The checkpoint holds other parameters than this run trains. Delete it to start again.')
     with torch.no_grad():
@@ -53,56 +53,81 @@ def unpack(tensors: dict, params: dict, opt, ema: dict|None):
             p.copy_(tensors[f'w/{k}'])
             if ema: ema[k].copy_(tensors[f'ema/{k}'])
             state = {n.rsplit('/', 1)[1]: v for n, v in tensors.items() if n.startswith(f'opt/{k}/')}
-            # same memory layout: same bits
-            if state: opt.state[p] = {s: v.to(p.device) if s == 'step' else torch.empty_like(p).copy_(v) for s, v in state.items()}
+            like = lambda s, v, p=p: v.to(p.device) if s == 'step' else torch.empty_like(p).copy_(v)
+            if state: opt.state[p] = {s: like(s, v) for s, v in state.items()}     # same memory layout: same bits
 
+# %% ../../nbs/training/00_fit.ipynb #c009e
+def _backward(losses) -> dict[str, torch.Tensor]:
+    "Backpropagate what a loss returned, part by part; the terms by name, without their graph."
+    if torch.is_tensor(losses): losses = {'loss': losses}
+    terms = {}
+    for part in [losses] if isinstance(losses, dict) else losses:
+        sum(part.values()).backward()
+        terms |= {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in part.items()}      # ()
+    return terms
+
+def _logged(terms: dict, norm: torch.Tensor, desc: str, step: int) -> dict[str, float]:
+    "Terms and gradient norm as numbers, with one look at the device; one that is not finite stops the run."
+    *values, size = torch.stack([v.float() for v in (*terms.values(), norm)]).tolist()                  # (terms + 1,)
+    for k, v in zip(terms, values):
+        if not math.isfinite(v):
+            raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. '
+                              'Lower the learning rate; the last checkpoint is kept.')
+    if not math.isfinite(size):
+        raise ForgetError(f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. '
+                          'Lower the learning rate; the last checkpoint is kept.')
+    return dict(zip(terms, values)) | {'norm': size}
+
+def _average(ema: dict, params: dict, decay: float, step: int):
+    "Move the average towards the weights, in place; early on it forgets faster (as in diffusers' `EMAModel`)."
+    d = min(decay, (1+step)/(10+step))
+    with torch.no_grad(): torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1-d)
+
+# %% ../../nbs/training/00_fit.ipynb #c009g
 def checkpoint_key(key: str, recipe: Recipe) -> str:
     "What the header of a run's checkpoint says: whose it is."
     return content_key(key, recipe)
 
+def _resumed(path, key: str, params: dict, opt, ema: dict|None) -> tuple[list[dict], int]:
+    "The log and the next step of a checkpoint, whose tensors are put back; of another run's, a `ForgetError`."
+    if not path or not Path(path).exists(): return [], 0
+    saved, meta = load_tensors(path)
+    if meta['key'] != key:
+        raise ForgetError(f'{path} belongs to another recipe, other data or other source. '
+                          'Delete it to start again.')
+    unpack(saved, params, opt, ema)
+    return meta['log'], meta['step']
+
 # %% ../../nbs/training/00_fit.ipynb #c009c
 def fit(
-    params: dict[str, nn.Parameter],  # what is trained
-    loss,                             # step -> scalar tensor, dict of named scalar terms that are summed, or iterator of such dicts
+    params: dict[str, nn.Parameter],    # what is trained
+    loss,                               # step -> scalar, dict of named scalars (their sum counts), or iterator of dicts
     recipe: Recipe,
-    path: Path|str|None=None,         # checkpoint file; None: no checkpoints
-    every: int=100,                   # steps between checkpoints
-    key: str='',                      # identifies the run: a checkpoint with another key is refused
+    path: Path|str|None=None,           # checkpoint file; None: no checkpoints
+    every: int=100,                     # steps between checkpoints
+    key: str='',                        # identifies the run: a checkpoint with another key is refused
     desc: str='train',
-    until: int|None=None,             # stop (with a checkpoint) after this many steps, to go on later
-) -> tuple[list[dict], dict|None]:    # log (one dict of floats per step), moving average of the weights
-    "Run or resume a training; the result does not depend on where it was interrupted."
-    opt = torch.optim.AdamW(list(params.values()), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(.9, recipe.beta2), fused=True)
-    ema = {k: p.detach().clone() for k, p in params.items()} if recipe.ema else None
-    log, start, key = [], 0, checkpoint_key(key, recipe)
-    if path and Path(path).exists():
-        saved, meta = load_tensors(path)
-        if meta['key'] != key: raise ForgetError(f'{path} belongs to another recipe, other data or other source. Delete it to start again.')
-        unpack(saved, params, opt, ema)
-        log, start = meta['log'], meta['step']
-    bar = tqdm(range(start, min(recipe.steps, until or recipe.steps)), initial=start, total=recipe.steps, desc=desc, leave=False, mininterval=2)
+    until: int|None=None,               # stop (with a checkpoint) after this many steps, to go on later
+) -> tuple[list[dict], dict|None]:      # log (one dict of floats per step), moving average of the weights
+    """Run or resume a training with AdamW (Loshchilov and Hutter 2019); where it was interrupted makes no difference.
+
+    A loss or gradient that is not finite, and a checkpoint of another run, are `ForgetError`s."""
+    r, key = recipe, checkpoint_key(key, recipe)
+    betas = (.9, r.beta2)
+    opt = torch.optim.AdamW(list(params.values()), lr=r.lr, weight_decay=r.weight_decay, betas=betas, fused=True)
+    ema = {k: p.detach().clone() for k, p in params.items()} if r.ema else None
+    log, start = _resumed(path, key, params, opt, ema)
+    steps = range(start, min(r.steps, until or r.steps))
+    bar = tqdm(steps, initial=start, total=r.steps, desc=desc, leave=False, mininterval=2)
     for step in bar:
-        for g in opt.param_groups: g['lr'] = rate(recipe, step)
-        parts, terms = loss(step), {}
-        for part in [{'loss': parts}] if torch.is_tensor(parts) else [parts] if isinstance(parts, dict) else parts:
-            sum(part.values()).backward()
-            terms |= {k: v.detach() + terms[k] if k in terms else v.detach() for k, v in part.items()}
-        norm = nn.utils.clip_grad_norm_(params.values(), recipe.clip)
-        *values, size = torch.stack([v.float() for v in (*terms.values(), norm)]).tolist()      # one look at the device per step
-        for k, v in zip(terms, values):
-            if not math.isfinite(v):
-                raise ForgetError(f'{desc}: term {k!r} is {v} at step {step}. Lower the learning rate; the last checkpoint is kept.')
-        if not math.isfinite(size):
-            raise ForgetError(
-                f'{desc}: the gradient of {"+".join(terms)} is not finite at step {step}. Lower the learning rate; the last checkpoint is kept.'
-            )
+        for g in opt.param_groups: g['lr'] = rate(r, step)
+        terms = _backward(loss(step))                                       # name -> ()
+        norm = nn.utils.clip_grad_norm_(params.values(), r.clip)            # (), over all parameters, before clipping
+        log.append(_logged(terms, norm, desc, step))
         opt.step()
         opt.zero_grad(set_to_none=True)
-        if ema:
-            d = min(recipe.ema, (1+step)/(10+step))
-            with torch.no_grad(): torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params.values()], 1-d)
-        log.append(dict(zip(terms, values)) | {'norm': size})
+        if ema: _average(ema, params, r.ema, step)
         if step % 20 == 0: bar.set_postfix({k: f'{v:.3f}' for k, v in log[-1].items()})
-        if path and ((step+1) % every == 0 or step+1 in (recipe.steps, until)):
+        if path and ((step+1) % every == 0 or step+1 in (r.steps, until)):
             save_tensors(path, pack(params, opt, ema), dict(step=step+1, log=log, key=key))
     return log, ema
