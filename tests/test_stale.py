@@ -1,6 +1,6 @@
 """What was made by other source is not taken for what this source makes: adapters, checkpoints of a training, images, features, scores, second looks; and
 what the edited source cannot reach is kept."""
-import copy, importlib, json, os, shutil, subprocess, sys, threading, time
+import copy, importlib, json, os, re, shutil, subprocess, sys, threading, time
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ import torch
 import openworld_forget.source as source
 from openworld_forget.worlds.tiny import tiny_subject
 from openworld_forget.core import ForgetError, cached, content_key, load_tensors, save_tensors
-from openworld_forget.source import modules, reached, source_key
+from openworld_forget.source import imports, module_of, modules, reached, source_key
 from openworld_forget.worlds.generate import generate
 from openworld_forget.metrics.judges import Judge
 from openworld_forget.training.methods import customize, method, run_key
 from openworld_forget.study.records import READS
 from openworld_forget.study.run import Run
-from openworld_forget.study.plan import made_by, plan
-from openworld_forget.study.files import read_study, study_reports
+from openworld_forget.study.plan import plan
+from openworld_forget.study.files import made_by, read_study, study_reports, template_code
 from openworld_forget.worlds.tiny import tiny_world
 
 from conftest import ROOT
@@ -48,7 +48,7 @@ CHOICE = 'metrics/classify', 'argmin(1), alive', 'argmax(1), alive'
 MAKERS = {      # what is kept -> who makes it, as its key has it
     'adapter': ('openworld_forget.training.methods',), 'images': ('openworld_forget.worlds.generate', 'openworld_forget.training.adapt'),
     'features': ('openworld_forget.metrics.judges',),
-    **{k: tuple(f'openworld_forget.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:Run.{f}'))
+    **{k: tuple(f'openworld_forget.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:{f}'))
        for k, f in (('scores', 'scores'), ('second look', 'look'))}}
 
 CHANGES = {     # edit -> what is made anew
@@ -70,9 +70,26 @@ def test_a_step_is_keyed_by_the_source_that_its_template_reaches(keyed):
     all_steps = lambda: {n: made_by(n, DATA) for n in (*READS, *study_reports())}
     a = keyed(all_steps); assert a == keyed(all_steps)
     def changed(*e): b = keyed(all_steps, *e); return {n for n in a if a[n] != b[n]}
-    assert changed(LEGEND) == set(a) and changed(('metrics/texture', 'torch, numpy', 'torch,  numpy')) == {'appearance'}
+    drawn = {n for n in a if 'study.figures' in template_code(n)}
+    assert changed(LEGEND) == drawn and not drawn & {'base', 'customize'}
+    assert changed(('metrics/texture', 'torch, numpy', 'torch,  numpy')) == {'appearance'}
     assert changed(('metrics/fidelity', 'real_ceiling', 'true_ceiling')) == {'fidelity'} and changed(('mini/card', 'import', 'import ')) == set()
     assert changed(('mini/data', 'RENDER = 64', 'RENDER = 65')) == set(a)                     # imported by a name in a variable: the world's data
+    # who plans, starts, watches and renders steps makes none of their results
+    assert changed(*[(f'study/{m}', '"""', '"""Edited. ') for m in ('plan', 'processes', 'engine', 'main', '__main__')]) == set()
+
+@pytest.mark.parametrize('step', READS)
+def test_no_step_reaches_what_it_is_not_made_by(step):
+    """What a finding says, how a page is rendered, how steps are planned, run and stopped: an edit there runs no step again. Figures are reached by
+    steps that draw with them, and by no others; and these take scores, images and features from where they are kept (see the test of the keys)."""
+    code = template_code(step)
+    own = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
+    got = {n.removeprefix('openworld_forget.study.') for n in reached(*own)[0]}
+    assert not got & {'findings', 'plan', 'processes', 'engine', 'main', '__main__'} and ('figures' in got) == ('study.figures' in code)
+
+@pytest.mark.parametrize('maker', MAKERS)
+def test_what_is_kept_does_not_know_how_it_is_drawn(maker):
+    assert not {n for n in reached(*MAKERS[maker])[0] if re.search(r'figures|findings|show|engine|main|plan', n.partition(':')[0])}
 
 def test_reached_is_what_a_module_uses():
     "Every function, class and module of this package that stands in a module's namespace comes from a module that it reaches."
@@ -92,8 +109,8 @@ def test_another_version_of_a_library_is_another_source(monkeypatch):
 def test_imports_that_hide(keyed, tmp_path):
     "Inside a function, relative, of a module, of everything, by import_module with a text: all are followed."
     where = 'core', 'def seed_for(', '{}def seed_for('
-    for line in ('import openworld_forget.metrics.texture', 'from .metrics.texture import *', 'from .metrics import texture', 'from openworld_forget.metrics import texture',
-                 'from openworld_forget.metrics.texture import band_energy as e',
+    for line in ('import openworld_forget.metrics.texture', 'from .metrics.texture import *', 'from .metrics import texture',
+                 'from openworld_forget.metrics import texture', 'from openworld_forget.metrics.texture import band_energy as e',
                  "import importlib; importlib.import_module('openworld_forget.metrics.texture')"):
         got = keyed(lambda: reached('openworld_forget.core')[0], (where[0], where[1], f'def f():\n    {line}\n\ndef seed_for('))
         assert 'openworld_forget.metrics.texture' in got and 'openworld_forget.metrics.judges' in got, line
@@ -219,7 +236,8 @@ def test_scores_are_kept_by_what_they_depend_on(tmp_path, monkeypatch):
     import openworld_forget.study.run as S
     from openworld_forget.metrics.classify import Scores
     from openworld_forget.worlds.data import Benchmark
-    r = Run('studies/smoke.yaml', str(tmp_path)); w = tiny_world(); r.__dict__['world'] = w; asked = []
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
+    r = Run('studies/smoke.yaml'); w = tiny_world(); r.__dict__['world'] = w; asked = []
     b = Benchmark('b', 'test', ['x', 'y'], tiny_subject().images[:2], torch.tensor([0, 1]), torch.arange(2))
     def fake(*a, **kw): asked.append(1); return Scores(torch.zeros(2, 2, 3), torch.zeros(2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool), 7)
     monkeypatch.setattr(S, 'classify', fake); counts = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'FOLDERS', 'OUTPUTS', 'ROWS', 'read_yaml', 'study_file', 'template', 'template_code', 'study_reports',
-           'world_data', 'check_token', 'read_study', 'ready', 'at_least_one', 'braced']
+           'made_by', 'world_data', 'check_token', 'read_study', 'ready', 'at_least_one', 'braced']
 
 # %% ../../nbs/study/01_files.ipynb #c003
 import argparse, difflib, importlib, re
@@ -12,8 +12,8 @@ from itertools import accumulate
 from pathlib import Path
 import nbformat, yaml
 from transformers import CLIPTokenizer
-from ..core import ForgetError, choose, project_path, read_json, root
-from ..source import PACKAGE
+from ..core import ForgetError, choose, content_key, project_path, read_json, root
+from ..source import PACKAGE, imports, module_of, source_key
 from .records import BUDGETS, READS, Study
 from ..training.adapt import ADAPTATIONS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
@@ -125,7 +125,7 @@ def study_file(path: Path|str) -> Path:
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1
 FOLDERS = ['base', 'checkpoints', 'cache', 'tables', 'figures', 'parsl']        # of a study
-OUTPUTS = ['benchmarks', 'foreign', 'cache', 'scratch']                         # beside the studies
+OUTPUTS = ['benchmarks', 'foreign', 'cache', 'scratch', 'shared']                         # beside the studies
 ROWS = ['base', 'floor']                                                        # what tables call what is not a method
 
 def _slug(name: str, what: str, taken=()) -> str:
@@ -149,6 +149,13 @@ def study_reports() -> list[str]:
     names = sorted(f.stem for f in template('').parent.glob('*.ipynb'))
     parameters = {n: set(re.findall(r'^(\w+) *=', template_code(n, 'parameters'), re.M)) for n in names if n not in READS}
     return [n for n, p in parameters.items() if {'study', 'home', 'key'} <= p and 'concept' not in p]
+
+# %% ../../nbs/study/01_files.ipynb #c006chk1b2
+def made_by(name: str, data: str) -> str:
+    "Content key of who makes a step: the template's cells, the source that they reach, and the world's `data` module."
+    code = template_code(name)
+    modules = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
+    return content_key(code, source_key(*sorted(modules), data))
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1c
 def world_data(spec: WorldSpec):
