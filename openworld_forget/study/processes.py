@@ -59,11 +59,8 @@ def watched(pid: int|None=None, scratch: Path|str=''):
     p = psutil.Process(pid)
     mark = f'{p.pid}:{p.create_time()}'
     watcher = subprocess.Popen(
-        [sys.executable, '-c', WATCHER, str(p.pid), mark, str(scratch)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        [sys.executable, '-c', WATCHER, str(p.pid), mark, str(scratch)], start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )
     WATCHERS.append(watcher)
     watcher.stdout.readline()
@@ -96,7 +93,8 @@ def sole(home: Path):
         lock = FileLock(home/'.lock')
         lock.acquire(timeout=0)
     except Timeout:
-        raise ForgetError(f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.') from None
+        raise ForgetError(
+            f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.') from None
     except OSError as e: raise unwritable(home, e) from None
     try: yield
     finally: lock.release()
@@ -152,4 +150,6 @@ def plain_folder() -> Path:
         if re.fullmatch(r'[\w./+-]{1,56}', base, re.ASCII):
             try: return Path(tempfile.mkdtemp(prefix='owf-', dir=base)).resolve()
             except OSError: pass
-    raise ForgetError('No temporary folder with a plain, short path (letters, digits, . _ -) can be written. Make one and name it: TMPDIR=/path/to/it.')
+    raise ForgetError(
+        'No temporary folder with a plain, short path (letters, digits, . _ -) can be written. Make one and name it: '
+        'TMPDIR=/path/to/it.')

@@ -15,9 +15,9 @@ from fastcore.basics import patch
 from ..core import ForgetError, alone, cached, choose, content_key, outputs, project_path, seed_for
 from ..metrics.classify import Scores, Stages, classify, load_scores, save_scores
 from ..source import PACKAGE, source_key
-from .files import braced, made_by, read_study, study_reports, template
+from .files import made_by, read_study, study_reports
 from .records import BUDGETS, READS, Study, run_folder
-from .results import check_room, finish as write_step, shared
+from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
 from ..worlds.data import Benchmark
