@@ -42,6 +42,11 @@ def road(tmp_path_factory):
     assert r.code == 0, r.said
     return r
 
+@pytest.fixture
+def again(road):
+    "The road, for a test that runs the study again: no other does so meanwhile."
+    with FileLock(f'{road.out}.lock'): yield road
+
 RUNS = [f'cat-noto/{m}/seed-0/{n}' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity')]
 
 def test_the_road_leaves_one_table_a_step(road):
@@ -82,19 +87,19 @@ def test_the_weight_of_the_correction_is_chosen(road):
     choice = pd.read_csv(road.home/'tables/correction.csv').set_index('method')
     assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
 
-def test_a_second_run_reuses_everything(road, monkeypatch, capsys):
-    monkeypatch.setenv('OWF_OUTPUTS', str(road.out))
-    before = {p: p.stat().st_mtime_ns for p in road.out.rglob('*.parquet')}
+def test_a_second_run_reuses_everything(again, monkeypatch, capsys):
+    monkeypatch.setenv('OWF_OUTPUTS', str(again.out))
+    before = {p: p.stat().st_mtime_ns for p in again.home.rglob('*.parquet')}
     assert main(['studies/smoke.yaml']) == 0 and '12 done already, 0 to run' in capsys.readouterr().out
-    assert before == {p: p.stat().st_mtime_ns for p in road.out.rglob('*.parquet')}
+    assert before == {p: p.stat().st_mtime_ns for p in again.home.rglob('*.parquet')}
 
-def test_a_step_that_lost_its_manifest_is_redone_through_parsl_with_the_same_bits(road):
-    (road.home/'cat-noto/db/seed-0/fidelity.json').unlink()
-    (half := road.home/'cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
-    old = tables(road.out)
-    r = study('studies/smoke.yaml', '--workers', 1, out=road.out)
+def test_a_step_that_lost_its_manifest_is_redone_through_parsl_with_the_same_bits(again):
+    (again.home/'cat-noto/db/seed-0/fidelity.json').unlink()
+    (half := again.home/'cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
+    old = tables(again.out)
+    r = study('studies/smoke.yaml', '--workers', 1, out=again.out)
     assert r.returncode == 0 and '1 to run' in r.stdout and not half.exists(), r.stdout + r.stderr
-    for k, v in tables(road.out).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)
+    for k, v in tables(again.out).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)
 
 def test_a_checkpoint_from_elsewhere(road, tmp_path):
     """A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report. A second study on the world and budget of the first:

@@ -27,7 +27,8 @@ def command(step: Step) -> list[str]:
 # %% ../../nbs/study/06_engine.ipynb #c018b
 def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> float:
     "Run one step in its own process; seconds it took. `RuntimeError` when it fails; its notebook and log say why."
-    import os, shlex, subprocess, tempfile, time             # Parsl sends this function by value: a worker has no other names
+    # Parsl sends this function by value: a worker has none of the module's names
+    import os, shlex, subprocess, tempfile, time
     from pathlib import Path
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,9 +49,9 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
             'TRANSFORMERS_VERBOSITY': 'error',
             'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
             'PYDEVD_DISABLE_FILE_VALIDATION': '1',
-            'PYTHONUTF8': '1',                                 # whatever the locale
-            'JUPYTER_PREFER_ENV_PATH': '1',                    # this environment's kernel, not a `python3` of the home folder
-            'JUPYTER_RUNTIME_DIR': f'{own}/jupyter',           # there may be no home, or one that cannot be written
+            'PYTHONUTF8': '1',                              # whatever the locale
+            'JUPYTER_PREFER_ENV_PATH': '1',                 # this environment's kernel, not a `python3` of the home folder
+            'JUPYTER_RUNTIME_DIR': f'{own}/jupyter',        # there may be no home, or one that cannot be written
             'IPYTHONDIR': f'{own}/ipython',
         }
         env.pop('PYTHONIOENCODING', None)
@@ -62,7 +63,8 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
 
 # %% ../../nbs/study/06_engine.ipynb #c058why001
 KILLED = (
-    'The process of the notebook was killed, most often because the memory was full: use --workers 1, or a smaller budget.')
+    'The process of the notebook was killed, most often because the memory was full: use --workers 1, or a smaller '
+    'budget.')
 
 def why(step: Step, error: Exception|str) -> str:
     "The root cause of a failed step: the error that its notebook ended with, else the end of its log, else `error`."
@@ -80,7 +82,8 @@ def why(step: Step, error: Exception|str) -> str:
 
 # %% ../../nbs/study/06_engine.ipynb #c058why001b
 def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
-    "The end of the output of a study with failed steps: every cause once, with where to look, the last line the last error."
+    """The end of the output of a study with failed steps: every cause once, with where to look, the last line the last
+    error."""
     lines = [
         f'{len(failed)} steps failed' + (f', {dropped} that need them were not run' if dropped else '') +
         '. What is done stays done: mend the cause and give the same command again.'
@@ -89,9 +92,10 @@ def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
     for s, text in failed: alike.setdefault(text, []).append(s)
     for text, steps in list(alike.items())[:5]:
         s = steps[0]
+        others = f' and {len(steps) - 1} others alike' if len(steps) > 1 else ''
         lines += [
             '',
-            str(s.notebook.relative_to(home).with_suffix('')) + (f' and {len(steps) - 1} others alike' if len(steps) > 1 else ''),
+            f'{s.notebook.relative_to(home).with_suffix("")}{others}',
             f'  notebook {s.notebook}',
             f'  log      {s.folder/s.name}.log',
             f'  {text}',
@@ -112,8 +116,8 @@ def _site(file: str):
     return g['config']
 
 def config(workers: int, folder: Path):
-    """Parsl on local processes (one worker a GPU where there are GPUs); a file named by `OWF_SITE` (Python, defines `config`) replaces it for
-    Slurm, Kubernetes, ..."""
+    """Parsl on local processes (one worker a GPU where there are GPUs); a file named by `OWF_SITE` (Python, defines
+    `config`) replaces it for Slurm, Kubernetes, ..."""
     if site := os.environ.get('OWF_SITE'): return _site(site)
     from parsl import Config, HighThroughputExecutor
     from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
@@ -137,7 +141,8 @@ def config(workers: int, folder: Path):
 # %% ../../nbs/study/06_engine.ipynb #c061eng001c
 def engine_log(folder: Path, lines: int=8) -> str:
     "The last lines that Parsl and its workers wrote."
-    fs = [f for f in folder.rglob('*') if f.suffix in ('.err', '.log', '.out', '.stderr') and f.is_file() and f.stat().st_size]
+    kinds = ('.err', '.log', '.out', '.stderr')
+    fs = [f for f in folder.rglob('*') if f.suffix in kinds and f.is_file() and f.stat().st_size]
     text = lambda f: f.read_text(encoding='utf-8', errors='replace').rstrip()
     tail = lambda f: '\n'.join('    ' + x for x in text(f).splitlines()[-lines:])
     return '\n'.join(f'  {f.relative_to(folder)}:\n{tail(f)}' for f in sorted(fs, key=lambda f: f.stat().st_mtime)[-4:])
@@ -148,8 +153,8 @@ def engine_alive(executor, started: float, folder: Path) -> bool:
     if not ended and executor.connected_managers(): return True
     if ended or time.monotonic() - started > PATIENCE:
         what = 'ended by itself' if ended else f'started no worker within {PATIENCE:.0f} s'
-        raise ForgetError(
-            f'The engine (Parsl) {what}. `--serial` does without it. Its logs end with:\n{engine_log(folder) or "  (nothing)"}')
+        log = engine_log(folder) or '  (nothing)'
+        raise ForgetError(f'The engine (Parsl) {what}. `--serial` does without it. Its logs end with:\n{log}')
     return False
 
 # %% ../../nbs/study/06_engine.ipynb #c061eng001d
@@ -218,8 +223,8 @@ STARTUP = 8.        # seconds of such a start where it was not measured
 
 # %% ../../nbs/study/06_engine.ipynb #c020b
 def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
-    """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time that its processor
-    spent). In larger and larger batches, as long as the next one takes less than `limit` seconds."""
+    """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time
+    that its processor spent). In larger and larger batches, as long as the next takes less than `limit` seconds."""
     before, n, took = torch.get_num_threads(), 1, 0.
     torch.set_num_threads(threads)
     try:
@@ -239,7 +244,8 @@ def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
 # %% ../../nbs/study/06_engine.ipynb #c020c
 @dataclass
 class Clock:
-    "What steps take on this machine: start-up and forwards, corrected by what steps of the same template took before (`file`)."
+    """What steps take on this machine: start-up and forwards, corrected by what steps of the same template took before
+    (`file`)."""
     rate: float = 1000.            # forwards a second of one worker
     startup: float = STARTUP       # seconds from a process's start until its world is loaded
     alone: float = 0.              # forwards a second when nothing else runs here; `rate` when 0
@@ -264,7 +270,7 @@ class Clock:
 
 # %% ../../nbs/study/06_engine.ipynb #c020d
 def makespan(todo: list[Step], seconds, workers: int) -> float:
-    "Seconds from the first start to the last end when `workers` take steps in order as soon as what they need is there."
+    "Seconds until the last step has ended, when `workers` take steps in order as soon as what they need is there."
     t, waiting, running, open_ = 0., list(todo), [], {id(s) for s in todo}
     while waiting or running:
         for s in [s for s in waiting if not any(id(n) in open_ for n in s.needs)][:workers - len(running)]:
@@ -284,26 +290,27 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
     low, high = (max(1, round(mid*x)) for x in ((.8/crowd, 1.25) if sure else (.7/crowd, 1.6)))
     span = f'{low} to {high}' if low < high else f'{low}'
     return (
-        f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at {clock.rate:.3g} '
-        f'a second and worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
-        + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5 else '.')
+        f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at '
+        f'{clock.rate:.3g} a second and worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
+        + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5
+           else '.')
     )
 
 # %% ../../nbs/study/06_engine.ipynb #c062exec00
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, clock: 'Clock|None'=None) -> list[Step]:
-    """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps, after their causes were
-    printed. Holds the study's folder meanwhile, and leaves no process behind."""
+    """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps, after their
+    causes were printed. Holds the study's folder meanwhile, and leaves no process behind."""
     todo = [s for s in steps if not s.done]
     log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.')
     home, failed, without, clock = steps[0].folder.parent, [], [], clock or Clock()
     if not todo: return []
     from tqdm.auto import tqdm
     threads, scratch = threads_of(1 if serial else workers), plain_folder()
-    expected = {s.notebook: clock.seconds(s) for s in todo}    # once: what steps took changes what the clock expects of the next
+    expected = {s.notebook: clock.seconds(s) for s in todo}    # once: what a step took changes what is expected of the next
     shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)),
           tqdm(total=sum(expected.values()), desc='study', smoothing=0, bar_format=shape) as bar):
-        for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)       # of a run that was killed; nobody else writes here now
+        for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)    # of a run that was killed; nobody else writes here
         def told(s, error=None, seconds=0., dropped=False):
             name = s.notebook.relative_to(home).with_suffix('')
             if error is None:

@@ -35,7 +35,8 @@ class _Strict(yaml.SafeLoader):
             if k.tag == 'tag:yaml.org,2002:merge': continue
             name = self.construct_object(k, deep=True)
             if not isinstance(name, str):
-                raise _yaml_error(f'the key {k.value if isinstance(k.value, str) else name!r} is not text: write it in quotes', k)
+                said = k.value if isinstance(k.value, str) else repr(name)
+                raise _yaml_error(f'the key {said} is not text: write it in quotes', k)
             if name in seen: raise _yaml_error(f'the key {name!r} stands twice: remove one of them', k)
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -99,20 +100,26 @@ def read_yaml(path: Path) -> dict:
             raise ForgetError(f'{path}: its aliases (*) unfold into more than {MOST} entries. Write out what is meant.')
         try: d = loader.construct_document(node) if node is not None else None
         except (KeyError, AttributeError, TypeError) as e:
-            raise ForgetError(f'{path} is not valid YAML: a tag (!!) does not fit its value ({e}). Remove the tag.') from None
+            why = f'a tag (!!) does not fit its value ({e})'
+            raise ForgetError(f'{path} is not valid YAML: {why}. Remove the tag.') from None
         if half := next((t for t in _texts(d) if re.search('[\ud800-\udfff]', t)), None):
             raise ForgetError(
-                f'{path}: {half!r} holds half a character (a lone surrogate, \\ud800 to \\udfff). Write the character itself.')
+                f'{path}: {half!r} holds half a character (a lone surrogate, \\ud800 to \\udfff). '
+                'Write the character itself.')
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None)
         where = f', line {mark.line + 1}' if mark else ''
         text = ' '.join((getattr(e, 'problem', None) or str(e)).split())
-        hints = {'\\t': ' YAML is indented by spaces, not by tabs.', 'document': ' A study file holds one document: remove the line ---.'}
+        hints = {
+            '\\t': ' YAML is indented by spaces, not by tabs.',
+            'document': ' A study file holds one document: remove the line ---.',
+        }
         hint = next((h for k, h in hints.items() if k in text), '')
         raise ForgetError(f'{path}{where} is not valid YAML: {text}.{hint}') from None
     except (RecursionError, ValueError, OverflowError) as e:
         if isinstance(e, ForgetError): raise
-        raise ForgetError(f'{path} is not valid YAML: {"it is nested too deeply" if isinstance(e, RecursionError) else e}.') from None
+        why = 'it is nested too deeply' if isinstance(e, RecursionError) else e
+        raise ForgetError(f'{path} is not valid YAML: {why}.') from None
     if not isinstance(d, dict):
         what = 'is empty' if d is None else 'holds no mapping'
         raise ForgetError(f'{path} {what}: it must hold a mapping with at least `name` and `concepts`.')
@@ -127,8 +134,8 @@ def study_file(path: Path|str) -> Path:
     except (OSError, ValueError, RuntimeError): pass    # a name that no file can have
     known = {f.stem: f.relative_to(root()).as_posix() for f in sorted((root()/'studies').glob('*.yaml'))}
     near = difflib.get_close_matches(p.stem, known, 2, .5)
-    raise ForgetError(f'Study file {str(path)[:200]!r} does not exist. '
-        + (f'Did you mean {" or ".join(known[k] for k in near)}?' if near else f'There are {", ".join(known.values())}.'))
+    hint = f'Did you mean {" or ".join(known[k] for k in near)}?' if near else f'There are {", ".join(known.values())}.'
+    raise ForgetError(f'Study file {str(path)[:200]!r} does not exist. {hint}')
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1
 FOLDERS = ['base', 'checkpoints', 'cache', 'tables', 'figures', 'parsl']        # of a study
@@ -137,9 +144,11 @@ ROWS = ['base', 'floor']                                                        
 
 def _slug(name: str, what: str, taken=()) -> str:
     if not re.fullmatch(r'[a-z0-9][a-z0-9_-]{0,79}', name):
-        raise ForgetError(f'{what} {name[:100]!r} becomes a folder: use lower-case letters, digits, - and _ (80 at most).')
+        raise ForgetError(
+            f'{what} {name[:100]!r} becomes a folder: use lower-case letters, digits, - and _ (80 at most).')
     if name in taken:
-        raise ForgetError(f'{what} {name!r} has a name that is taken: {", ".join(taken)} are something else. Choose another.')
+        raise ForgetError(
+            f'{what} {name!r} has a name that is taken: {", ".join(taken)} are something else. Choose another.')
     return name
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1b
@@ -170,7 +179,8 @@ def world_data(spec: WorldSpec):
     needed = ('splits', 'benchmarks', 'subjects', 'benchmark', 'subject',
               'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions')
     if missing := [f for f in needed if not hasattr(data, f)]:
-        raise ForgetError(f'World {spec.name!r}: its data module {spec.data!r} has no {", ".join(missing)}; see `mini/data.ipynb`.')
+        raise ForgetError(
+            f'World {spec.name!r}: its data module {spec.data!r} has no {", ".join(missing)}; see `mini/data.ipynb`.')
     return data
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1d
@@ -180,7 +190,8 @@ def _check_world(s: Study) -> WorldSpec:
     world = f'World {spec.name!r}'
     for k, r in spec.recipes.items():
         choose(k, ADAPTATIONS, f'adaptation in the recipes of world {spec.name!r}')
-        if not isinstance(r, dict): raise ForgetError(f'{world}: recipes.{k} must be a mapping such as {{steps: 400}}, not {r!r}.')
+        if not isinstance(r, dict):
+            raise ForgetError(f'{world}: recipes.{k} must be a mapping such as {{steps: 400}}, not {r!r}.')
         Recipe.make(**r)
     if not 1 <= spec.sampling_steps <= 999:
         raise ForgetError(f'{world}: sampling_steps must lie between 1 and 999, not {spec.sampling_steps}.')
@@ -195,13 +206,14 @@ def _check_world(s: Study) -> WorldSpec:
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1e
 def check_token(spec: WorldSpec, texts):
-    "A `ForgetError` when V* is a word of these texts: they would speak of the subject, and what it was would be overwritten."
+    """A `ForgetError` when V* is a word of these texts: they would speak of the subject, and what it was would be
+    overwritten."""
     token = spec.token.lower()
     for x in texts:
         if token in (w.strip('.,;:!?()"') for w in x.lower().split()):
             raise ForgetError(
-                f'World {spec.name!r}: the token {spec.token!r}, which will name the subject, is a word of {x!r}, which is measured '
-                'without the subject. Use a word that means nothing, such as sks.')
+                f'World {spec.name!r}: the token {spec.token!r}, which will name the subject, is a word of {x!r}, which is '
+                'measured without the subject. Use a word that means nothing, such as sks.')
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1f
 def _check_data(s: Study, spec: WorldSpec):
@@ -232,13 +244,14 @@ def _check_variants(s: Study):
             raise ForgetError(f'variants.{v}.of is {of!r}, and must be the name of one method: {", ".join(METHODS)}.')
         if of in s.variants:
             raise ForgetError(
-                f'The variant {v!r} is of {of!r}, which is a variant itself. Variants are of built-in methods: write the fields of '
-                f'{of!r} out.')
+                f'The variant {v!r} is of {of!r}, which is a variant itself. Variants are of built-in methods: write the '
+                f'fields of {of!r} out.')
         if of is None:
             raise ForgetError(f'The variant {v!r} does not say which method it is `of`. Known: {", ".join(METHODS)}.')
         choose(of, METHODS, f'method (the variant {v!r} is of it)')
         if v not in s.methods:
-            raise ForgetError(f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
+            raise ForgetError(
+                f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
 
 # %% ../../nbs/study/01_files.ipynb #c006chk1h
 def _idle(m: Method, fields: dict) -> list[str]:
@@ -254,17 +267,20 @@ def _check_methods(s: Study, spec: WorldSpec):
     if s.concepts and not s.methods:
         raise ForgetError('`methods` is empty: name one or more to customize the concepts with.')
     ms = {_slug(m, 'The method', ROWS): s.method(m) for m in s.methods}
-    said = [('method_overrides', s.method_overrides, list(ms)), *((f'variants.{v}', s.variants[v], [v]) for v in s.variants)]
+    said = [('method_overrides', s.method_overrides, list(ms))]
+    said += [(f'variants.{v}', s.variants[v], [v]) for v in s.variants]
     for where, fields, names in said:
         for k in set.intersection(*(set(_idle(ms[n], fields)) for n in names)) if names else ():
             raise ForgetError(
                 f'{where}.{k} has no effect on {", ".join(names)}. Remove it, or choose a method that it belongs to.')
         if 'steps' in s.overrides and 'steps' in (fields.get('recipe') or {}):
-            raise ForgetError(f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
+            raise ForgetError(
+                f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
     for n, m in ms.items():
         if not Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe}).steps:
             raise ForgetError(
-                f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. Give 1 or more.')
+                f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. '
+                'Give 1 or more.')
 
 # %% ../../nbs/study/01_files.ipynb #c006chk2
 def _check_checkpoints(s: Study):
@@ -286,7 +302,8 @@ def _check_reports(s: Study):
     weights = [bool(s.method(m).correction) for m in s.methods if s.concepts]
     if 'correction' in s.reports and set(weights) != {True, False}:
         raise ForgetError(
-            'The report correction compares methods with and without drift correction: it needs concepts, and methods of both kinds.')
+            'The report correction compares methods with and without drift correction: it needs concepts, and methods of '
+            'both kinds.')
     if 'measures' in s.reports and not s.concepts:
         raise ForgetError('The report measures compares methods: it needs concepts.')
 
@@ -309,7 +326,8 @@ def _check_prompts(s: Study, spec: WorldSpec):
         k = len(tok(p).input_ids)
         if k > most:
             raise ForgetError(
-                f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {most}, begin and end included. Make it shorter.')
+                f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {most}, begin and end included. '
+                'Make it shorter.')
 
 # %% ../../nbs/study/01_files.ipynb #c006chk2d
 def read_study(path: Path|str) -> Study:
@@ -332,8 +350,8 @@ def read_study(path: Path|str) -> Study:
 
 # %% ../../nbs/study/01_files.ipynb #c006chk2e
 def ready(s: Study, world: World):
-    """Before the first step, read what the steps will read: subjects, pictures, texts, checkpoints, judges. What is wrong with them shows here,
-    not after minutes."""
+    """Before the first step, read what the steps will read: subjects, pictures, texts, checkpoints, judges. What is
+    wrong with them shows here, not after minutes."""
     data, lim = world_data(world.spec), s.limits
     def fits(prompts):
         for p in prompts: world.tokens([p])
@@ -348,10 +366,12 @@ def ready(s: Study, world: World):
                 if s.concepts: check_token(world.spec, names)
     fits([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
     if s.concepts: check_token(world.spec, [*data.unrelated_prompts(), *data.color_prompts()])
-    layers = {p for k, _ in world.unet.named_modules() for p in (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))}
+    ends = lambda k: (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))
+    layers = {p for k, _ in world.unet.named_modules() for p in ends(k)}
     for m in map(s.method, s.methods if s.concepts else ()):
         if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
-        for t in m.adaptation.targets if m.adaptation.kind == 'lora' else (): choose(t, sorted(layers, key=len), f'layer in the targets of {m.name!r}')
+        for t in m.adaptation.targets if m.adaptation.kind == 'lora' else ():
+            choose(t, sorted(layers, key=len), f'layer in the targets of {m.name!r}')
     for f in s.checkpoints.values(): load_adapted(world, local_path(f))
     # by a name in a variable: the steps do not reach the judges through this
     importlib.import_module(f'{PACKAGE}.metrics.judges').judges_of(world.spec)

@@ -45,11 +45,13 @@ def report(study: Study, home: Path, name: str='summary') -> Path:
 
 # %% ../../nbs/study/09_main.ipynb #c071
 def clear_shared(older: float=0., dry: bool=False) -> str:
-    "Remove what lies in `shared()` and was not used for `older` days (`dry`: leave it there); the text says what that frees, kind by kind."
+    """Remove what lies in `shared()` and was not used for `older` days (`dry`: leave it there); the text says what that
+    frees, kind by kind."""
     now, kinds = time.time(), {}
     for f in sorted(shared().glob('*')):
         s, hidden = f.stat(), f.name.startswith('.')
-        if now - max(s.st_atime, s.st_mtime) < 86400*(max(older, 1.) if hidden else older): continue    # hidden: somebody may be writing it
+        days = max(older, 1.) if hidden else older              # hidden: somebody may be writing it
+        if now - max(s.st_atime, s.st_mtime) < 86400*days: continue
         files = kinds.setdefault('locks and unfinished files' if hidden else f.name.split('-')[0], [])
         files.append(s.st_size)
         if not dry: f.unlink(missing_ok=True)
@@ -72,8 +74,8 @@ def _arguments(argv):
     ap.add_argument('--serial', action='store_true', help='in this process order, without Parsl')
     ap.add_argument('--dry-run', action='store_true', help='say what would run, or what would be freed')
     ap.add_argument('--budget', choices=list(BUDGETS))
-    ap.add_argument('--clear-cache', action='store_true', help='remove what several studies share, and say what that frees')
-    ap.add_argument('--older-than', type=_days, metavar='DAYS', help='with --clear-cache: only what was not used for so long')
+    ap.add_argument('--clear-cache', action='store_true', help='remove what studies share, and say what that frees')
+    ap.add_argument('--older-than', type=_days, metavar='DAYS', help='with --clear-cache: only what was not used since')
     a = ap.parse_args(argv)
     if not a.study and not a.clear_cache: ap.error('give a study file')
     if a.study and a.clear_cache: ap.error('--clear-cache takes no study file: what is cleared belongs to all studies')
@@ -82,8 +84,8 @@ def _arguments(argv):
 
 # %% ../../nbs/study/09_main.ipynb #c064main00c
 def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
-    """Everything that can go wrong before the first step goes wrong here: outputs, weights, pictures, checkpoints. The clock for the
-    estimate."""
+    """Everything that can go wrong before the first step goes wrong here: outputs, weights, pictures, checkpoints. The
+    clock for the estimate."""
     check_room(home)
     check_room(shared())
     start = time.monotonic()
@@ -136,8 +138,9 @@ def main(argv=None, startup: float=STARTUP) -> int:
         except BrokenPipeError: return 128 + 13                 # `| head` has seen enough
         except OSError as e:
             if e.errno not in DISK: raise
-            print(f'error: {e.strerror}: {e.filename or "while results were written"}. What is done stays done: mend that and give '
-                  'the same command again.', file=sys.stderr)
+            at = e.filename or 'while results were written'
+            print(f'error: {e.strerror}: {at}. What is done stays done: mend that and give the same command again.',
+                  file=sys.stderr)
             return 2
 
 # %% ../../nbs/study/09_main.ipynb #c064main00f

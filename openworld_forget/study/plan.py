@@ -60,7 +60,8 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
                 f = run_folder(home, c, m, seed)
                 p = dict(concept=c, method=m, seed=seed)
                 k = add('customize', f, **p)
-                runs += [k, *(add(n, f, [base, k], **p) for n in ('semantic', 'appearance')), add('fidelity', f, [k], **p)]
+                runs += [k, *(add(n, f, [base, k], **p) for n in ('semantic', 'appearance'))]
+                runs += [add('fidelity', f, [k], **p)]
     for name in study.checkpoints:
         p = dict(concept='', method=name, seed=0)
         runs += [add(n, run_folder(home, '', name), [base], **p) for n in ('semantic', 'appearance')]
@@ -72,8 +73,8 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
 
 # %% ../../nbs/study/03_plan.ipynb #c020
 def forwards(study: Study) -> dict[str, float]:
-    """Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image counts three;
-    what another study has already asked the base is not known here."""
+    """Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image
+    counts three; what another study has already asked the base is not known here."""
     b, spec = study.limits, spec_of(study.world)
     k = 2*(b.sampling_steps or spec.sampling_steps)
     classes = 16
@@ -86,4 +87,5 @@ def forwards(study: Study) -> dict[str, float]:
     # with the regularizers' images, made by the first that needs them
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods
     fidelity = portraits*(1 + 1/methods)
-    return dict(base=2*classify + 2*unrelated, customize=train, semantic=classify + look, appearance=unrelated, fidelity=fidelity)
+    return dict(
+        base=2*classify + 2*unrelated, customize=train, semantic=classify + look, appearance=unrelated, fidelity=fidelity)

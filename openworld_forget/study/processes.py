@@ -54,8 +54,8 @@ WATCHERS = []       # of this process, for `ended` and `paused`
 # %% ../../nbs/study/04_processes.ipynb #c011c
 @contextmanager
 def watched(pid: int|None=None, scratch: Path|str=''):
-    """Mark what is started inside (by the environment variable `OWF_STUDY`): it is killed on leaving, or when this process, or `pid`, ends;
-    then the folder `scratch` is removed. Yields the watcher's process."""
+    """Mark what is started inside (by the environment variable `OWF_STUDY`): it is killed on leaving, or when this
+    process, or `pid`, ends; then the folder `scratch` is removed. Yields the watcher's process."""
     p = psutil.Process(pid)
     mark = f'{p.pid}:{p.create_time()}'
     watcher = subprocess.Popen(
@@ -70,7 +70,7 @@ def watched(pid: int|None=None, scratch: Path|str=''):
         WATCHERS.remove(watcher)
         watcher.terminate()
         try: watcher.communicate(timeout=20)
-        except subprocess.TimeoutExpired: pass          # somebody hangs in the kernel; the watcher stays until it is gone
+        except subprocess.TimeoutExpired: pass      # somebody hangs in the kernel; the watcher stays until it is gone
 
 # %% ../../nbs/study/04_processes.ipynb #c011d
 @contextmanager
@@ -94,7 +94,8 @@ def sole(home: Path):
         lock.acquire(timeout=0)
     except Timeout:
         raise ForgetError(
-            f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.') from None
+            f'Another command is running the study in {home}. Wait for it or stop it; what it has done will be reused.'
+        ) from None
     except OSError as e: raise unwritable(home, e) from None
     try: yield
     finally: lock.release()
@@ -115,7 +116,7 @@ def say_last(text: str):
 
 # %% ../../nbs/study/04_processes.ipynb #c053stops1b
 def ended(signum: int, frame=None):
-    "The answer to Ctrl-C and its like: nothing that was started is left, one line, exit code 128 + signal. Seconds at most."
+    "The answer to Ctrl-C and its like: nothing that was started is left, one line, exit code 128 + signal; in seconds."
     for s in STOPS: signal.signal(s, signal.SIG_IGN)           # pressed again: it is on its way
     for w in WATCHERS: w.terminate()
     end = time.monotonic() + 20
@@ -145,7 +146,7 @@ def stoppable():
 
 # %% ../../nbs/study/04_processes.ipynb #c055room01c
 def plain_folder() -> Path:
-    "A new temporary folder whose path needs no quotes, and is short enough for the sockets that multiprocessing puts there."
+    "A new temporary folder whose path needs no quotes, and is short enough for the sockets of multiprocessing."
     for base in dict.fromkeys((tempfile.gettempdir(), '/tmp', '/var/tmp', '/dev/shm')):
         if re.fullmatch(r'[\w./+-]{1,56}', base, re.ASCII):
             try: return Path(tempfile.mkdtemp(prefix='owf-', dir=base)).resolve()

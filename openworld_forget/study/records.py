@@ -34,7 +34,8 @@ class Budget(Record):
     benchmarks: int = _count(7, 1000, 'how many of the benchmarks')
     splits: list[str] = Field(['known', 'heldout'], min_length=1, description='which splits of them')
     per_class: int = _count(3, 100_000, 'test images per class and split')
-    stages: list[int] = Field([2, 3, 4, 6, 9, 12, 18, 24], description="timesteps after each stage of the classifier's paired test")
+    stages: list[int] = Field(
+        [2, 3, 4, 6, 9, 12, 18, 24], description="timesteps after each stage of the classifier's paired test")
     z: float = Field(1., gt=0, le=100, description='standard errors behind the best that rule a class out')
 
     # the second look, at classes that seem to have dropped
@@ -76,7 +77,8 @@ BUDGETS = {
     'quick': Budget(),
     # what the paper's protocol asks for
     'paper': Budget(
-        per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2.0, suspects=12, fresh=40, per_prompt=36, per_template=10,
+        per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2.0, suspects=12, fresh=40,
+        per_prompt=36, per_template=10,
     ),
 }
 
@@ -90,7 +92,8 @@ def described(record: type[Record], **values: Record) -> str:
          *([] if values else ['required' if f.is_required() else say(f.default)])]
         for k, f in record.model_fields.items()
     ]
-    return '\n'.join('| ' + ' | '.join(x.replace('|', '\\|') for x in r) + ' |' for r in [head, ['---']*len(head), *rows])
+    line = lambda r: '| ' + ' | '.join(x.replace('|', '\\|') for x in r) + ' |'
+    return '\n'.join(map(line, [head, ['---']*len(head), *rows]))
 
 # %% ../../nbs/study/00_records.ipynb #c006stdy
 def run_folder(home: Path, concept: str, method: str, seed: int=0) -> Path:
@@ -114,7 +117,8 @@ def _dict(text: str): return Field({}, description=text)
 class Study(Record):
     "What a study file says."
     name: str = Field(description='becomes the folder of the results: lower-case letters, digits, - and _')
-    world: str|dict = Field('mini', description='a name, or a base of your own: {name: mine, source: folder or hub id, like: sd15}')
+    world: str|dict = Field(
+        'mini', description='a name, or a base of your own: {name: mine, source: folder or hub id, like: sd15}')
 
     # what is measured
     concepts: list[str] = _list([], 'the subjects: what the world is customized on')
@@ -130,9 +134,10 @@ class Study(Record):
     # methods that differ from the built-in ones
     method_overrides: dict = _dict('fields of every method that differ')
     variants: dict[str, dict] = _dict(
-        'more methods: name -> fields that differ from the method `of`, e.g. {db-dc-strong: {of: db-dc, correction: 20}}')
+        'more methods: name -> fields that differ from the method `of`, as in {db-dc-strong: {of: db-dc, correction: 20}}')
 
-    reports: list[str] = _list(['summary'], 'templates over the whole study, in this order; each becomes a page', least=1)
+    # what is told
+    reports: list[str] = _list(['summary'], 'templates over the whole study; each becomes a page', least=1)
 
     @field_validator('concepts', 'methods', 'seeds', 'reports', 'prompts')
     @classmethod
@@ -142,7 +147,8 @@ class Study(Record):
         if info.field_name != 'prompts': return v
         if odd := [x for x in v if x.strip().startswith('(')]:
             raise ValueError(
-                f'{odd[0]!r} begins with (, as the rows of the tables do that are no prompts, such as (mean): put the word first')
+                f'{odd[0]!r} begins with (, as the rows of the tables do that are no prompts, such as (mean): '
+                'put the word first')
         same = [' '.join(unicodedata.normalize('NFC', x).casefold().split()) for x in v]
         _once(same, 'prompts, apart from case and spaces,')
         return v
@@ -181,7 +187,7 @@ def fields_of(self:Study, name: str) -> tuple[str, dict]:
 
 @patch
 def method(self:Study, name: str) -> Method:
-    "A method of the study, with the budget's training length, and its image count where the study names none for the method."
+    "A method of the study, with the budget's training length, and its image count where the study names none."
     if self.budget == PART: return Method.make(**{**self.variants[name], 'name': name})
     of, fields = self.fields_of(name)
     m = built_in(of, **fields).but(name=name)
@@ -199,8 +205,8 @@ def folders(self:Study, home: Path) -> dict[str, list[Path]]:
 # %% ../../nbs/study/00_records.ipynb #c006stdyc7
 @patch
 def part(self:Study, template: str, concept: str='', method: str='', seed: int=0) -> Study:
-    """What a step reads of the study, as a study: one concept, one resolved method or one checkpoint, one seed, the fields of the budget
-    in `READS`. A report reads everything, except which other reports there are."""
+    """What a step reads of the study, as a study: one concept, one resolved method or one checkpoint, one seed, the
+    fields of the budget in `READS`. A report reads everything, except which other reports there are."""
     if template not in READS: return self.but(reports=['summary'])
     fields = READS[template]
     file = {k: v for k, v in self.checkpoints.items() if k == method}
@@ -210,7 +216,12 @@ def part(self:Study, template: str, concept: str='', method: str='', seed: int=0
         kind = m.adaptation.kind if template == 'customize' and m else None
         world = {**world, 'recipes': {k: v for k, v in spec_of(world).recipes.items() if k == kind}}
     return self.but(
-        world=world, seeds=[seed], concepts=[concept] if concept else [], methods=[m.name] if m else [], checkpoints=file,
-        prompts=self.prompts if 'prompts' in fields else [], budget=PART, overrides=self.limits.model_dump(include=set(fields)),
-        method_overrides={}, variants={m.name: m.model_dump(mode='json', exclude={'name'})} if m else {}, reports=['summary'],
+        world=world, seeds=[seed], checkpoints=file, reports=['summary'],
+        concepts=[concept] if concept else [],
+        methods=[m.name] if m else [],
+        method_overrides={},
+        variants={m.name: m.model_dump(mode='json', exclude={'name'})} if m else {},
+        prompts=self.prompts if 'prompts' in fields else [],
+        budget=PART,
+        overrides=self.limits.model_dump(include=set(fields)),
     )

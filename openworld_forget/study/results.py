@@ -45,7 +45,8 @@ def braced(path: Path) -> str:
 
 # %% ../../nbs/study/02_results.ipynb #c014
 NUMBERS = [
-    'value', 'n', 'low', 'high', 'floor', 'excess', 'excess_low', 'excess_high', 'ceiling', 'df', 'shrink', 'excess_shrink',
+    'value', 'n', 'low', 'high', 'floor', 'excess', 'excess_low', 'excess_high', 'ceiling',
+    'df', 'shrink', 'excess_shrink',
 ]
 LISTS = ['influence', 'floor_influence']                # of each image on the number: what means over runs are made of
 COLUMNS = [
@@ -71,8 +72,8 @@ def finish(folder: Path|str, name: str, key: str, table: pd.DataFrame|None=None,
 
 # %% ../../nbs/study/02_results.ipynb #c014c
 def collect(home: Path, study=None) -> pd.DataFrame:
-    """All result tables below a study's folder, in the order of their paths. Given the `Study`, those of its own runs alone: others may
-    have been in it before."""
+    """All result tables below a study's folder, in the order of their paths. Given the `Study`, those of its own runs
+    alone: others may have been in it before."""
     own = None if study is None else {home/'base', *(f for fs in study.folders(home).values() for f in fs)}
     fs = sorted(p for p in Path(home).rglob('*.parquet') if p.parent != Path(home) and (own is None or p.parent in own))
     return pd.concat([pd.read_parquet(p) for p in fs], ignore_index=True) if fs else pd.DataFrame(columns=COLUMNS)
@@ -93,8 +94,8 @@ def unwritable(home: Path, e: OSError) -> ForgetError:
 
 # %% ../../nbs/study/02_results.ipynb #c024
 def check_room(home: Path, need: int=ROOM):
-    """Try, before any work, whether results can be written to `home` (or where it will be made) and whether `need` MiB are free there; a
-    `ForgetError` if not."""
+    """Try, before any work, whether results can be written to `home` (or where it will be made) and whether `need` MiB
+    are free there; a `ForgetError` if not."""
     at = home
     while not os.path.lexists(at) and at != at.parent: at = at.parent
     try:
@@ -106,5 +107,5 @@ def check_room(home: Path, need: int=ROOM):
     except OSError as e: raise unwritable(home, e) from None
     if free < need:
         raise ForgetError(
-            f'{home} has {free} MiB left on its disk, and this needs about {need}. Make room, or put results elsewhere: '
-            'OWF_OUTPUTS=/another/folder.')
+            f'{home} has {free} MiB left on its disk, and this needs about {need}. Make room, or put results '
+            'elsewhere: OWF_OUTPUTS=/another/folder.')

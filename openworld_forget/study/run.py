@@ -55,7 +55,8 @@ def _given(study: str|Path) -> Study:
     if not str(study).lstrip().startswith('{'): return read_study(study)
     try: return Study.make(**json.loads(study))
     except json.JSONDecodeError as e:
-        raise ForgetError(f'The study is not valid JSON ({e}). Give a study file, or what the study runner gives.') from None
+        how = 'Give a study file, or what the study runner gives.'
+        raise ForgetError(f'The study is not valid JSON ({e}). {how}') from None
 
 # %% ../../nbs/study/05_run.ipynb #c016b2
 def _seed(seed) -> int:
@@ -74,13 +75,15 @@ class Run:
     ):
         self.study = _given(study)
         if budget: self.study = self.study.but(budget=choose(budget, BUDGETS, 'budget'))
-        self.home = project_path(home) if home else outputs()/'scratch'/f'{self.study.name}-{content_key(self.study)[:8]}'
+        scratch = outputs()/'scratch'/f'{self.study.name}-{content_key(self.study)[:8]}'
+        self.home = project_path(home) if home else scratch
         self.given = dict(
             study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
         self.limits, self.spec = self.study.limits, spec_of(self.study.world)
         self.data = provider(self.spec)
         if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
-            raise ForgetError('The source or the template was edited after this step was planned. Run the same command again.')
+            raise ForgetError(
+                'The source or the template was edited after this step was planned. Run the same command again.')
         self.concept, self.seed, self.key = concept, _seed(seed), key
         self.checkpoint = self.study.checkpoints.get(method)
         self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
@@ -94,7 +97,8 @@ class Run:
     def folder(self) -> Path:
         return run_folder(self.home, self.concept, self.method.name, self.seed) if self.method else self.base_folder
     @property
-    def title(self) -> str: return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
+    def title(self) -> str:
+        return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
     @cached_property
     def world(self): return load_world(self.spec)
     @cached_property
@@ -115,8 +119,8 @@ def _by_hand(name: str, home: Path, given: dict) -> str:
 # %% ../../nbs/study/05_run.ipynb #c016d2
 @patch
 def require(self:Run, *names: str):
-    """Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the message says how to
-    make them."""
+    """Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the
+    message says how to make them."""
     if not self.key:
         check_room(self.home)
         check_room(self.cache)
@@ -132,8 +136,8 @@ def require(self:Run, *names: str):
     how = '\n'.join(f'  {_by_hand(n, self.home, self.given)}' for n in missing if n in ('base', 'customize'))
     how = how or f'  python -m openworld_forget.study {self.given["study"]}'
     raise ForgetError(
-        f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder of a '
-        f'study that has them: `-r home {outputs()/self.study.name}` (what is there is then written anew).')
+        f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder '
+        f'of a study that has them: `-r home {outputs()/self.study.name}` (what is there is then written anew).')
 
 @patch
 def where(self:Run) -> str:
@@ -174,15 +178,18 @@ def fresh(self:Run, name: str, split: str) -> Benchmark:
 
 # %% ../../nbs/study/05_run.ipynb #c016e4
 def _made(name: str) -> str:
-    "Content key of who makes it: a function of this page, the classifier, and what a world, also an adapted one, computes with."
-    return source_key(*(f'{PACKAGE}.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:{name}')))
+    """Content key of who makes it: a function of this page, the classifier, and what a world, also an adapted one,
+    computes with."""
+    makers = ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:{name}')
+    return source_key(*(f'{PACKAGE}.{m}' for m in makers))
 
 # %% ../../nbs/study/05_run.ipynb #c016e5
 @patch
 def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
     "What a world answers on a benchmark under the study's noise plan, or the floor's; kept in `shared()`."
     plan = self.noise_plan(floor)
-    f = self.cache/f'scores-{content_key(world.key, world.tokens(b.prompts), b.key, plan, self.stages, _made("scores"))}.safetensors'
+    key = content_key(world.key, world.tokens(b.prompts), b.key, plan, self.stages, _made('scores'))
+    f = self.cache/f'scores-{key}.safetensors'
     if not f.exists():
         with alone(f):
             if not f.exists():                              # another process may have asked meanwhile
@@ -193,8 +200,8 @@ def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify
 # %% ../../nbs/study/05_run.ipynb #c016e6
 @patch
 def look(self:Run, world, fresh: Benchmark, c: int, floor: bool=False) -> np.ndarray:
-    """Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which the first look has not
-    seen. Kept in `shared()`."""
+    """Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which
+    the first look has not seen. Kept in `shared()`."""
     plan, at = self.stages.plan(2 + int(floor), per_image=True), fresh.labels == c
     keys = [f'{fresh.classes[c]} {i}' for i in range(int(at.sum()))]
     def answers():
@@ -251,12 +258,15 @@ def by_prompt(self:Run, prompts: list[str], values) -> dict:
 # %% ../../nbs/study/05_run.ipynb #c016g1
 @patch
 def answers(self:Run, split: str) -> Answers:
-    """What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's rows are its runs."""
+    """What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's
+    rows are its runs."""
     parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]
     sizes = [len(b.classes) for b, _ in parts]
     first = [sum(sizes[:i]) for i in range(len(sizes))]                     # number of each benchmark's first class
-    def one(folder, b, file): return load_scores(folder/f'scores-{file}.safetensors', benchmark=b.key)[0].predictions.numpy()
-    def read(folder, tag=''): return np.concatenate([one(folder, b, f'{n}-{split}{tag}') + i for (b, n), i in zip(parts, first)])
+    def one(f, b): return load_scores(f, benchmark=b.key)[0].predictions.numpy()
+    def read(folder, tag=''):
+        files = [folder/f'scores-{n}-{split}{tag}.safetensors' for _, n in parts]
+        return np.concatenate([one(f, b) + i for f, (b, _), i in zip(files, parts, first)])
     return Answers(
         [n for _, n in parts],
         sizes,
