@@ -11,7 +11,9 @@ ODD = "my results ü $x 'q' {0}"
 STEPS = '''
 import sys
 from pathlib import Path
-import openworld_forget.study as study
+import openworld_forget.study.engine as study
+from openworld_forget.core import ForgetError
+from openworld_forget.study.processes import stoppable
 kind, engines, home = sys.argv[1], sys.argv[2].split(), Path(sys.argv[3])
 first = study.Step(kind, home/'first', {})
 steps = [first, *(study.Step('after', home/f'after-{i}', {}, needs=[first]) for i in range(2))]
@@ -22,10 +24,10 @@ def config(workers, folder):
     if engine in launch: c.executors[0].launch_cmd, study.PATIENCE = launch[engine], 30. if engine == 'absent' else 3.
     return c
 study.config = config
-with study.stoppable():
+with stoppable():
     for engine in engines:
         try: print(len(study.execute(steps, workers=1, serial=engine == 'serial')), 'steps were not done')
-        except study.ForgetError as e: print('error:', e)
+        except ForgetError as e: print('error:', e)
 '''
 CELLS = dict(
     forever="open('started', 'w').close()\nwhile True: sum(range(10**5))",
@@ -177,11 +179,12 @@ def test_every_template_can_be_run_by_hand():
         if f.stem != 'speed': assert "budget = ''" in cells[0] and "home = ''" in cells[0] and 'run.require(' in cells[2], f
 
 def test_results_that_cannot_be_written_are_found_before_the_work(tmp_path, monkeypatch, capsys):
-    import openworld_forget.study as study
+    import shutil
+    from openworld_forget.study.main import main
     (tmp_path/'file').touch()
     for where, says in ((tmp_path/'file', 'a file is in the way'), (tmp_path/('x'*300), 'File name too long')):
         monkeypatch.setenv('OWF_OUTPUTS', str(where))
-        assert study.main([str(ROOT/'studies/smoke.yaml')]) == 2 and says in capsys.readouterr().err
+        assert main([str(ROOT/'studies/smoke.yaml')]) == 2 and says in capsys.readouterr().err
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'full'))
-    monkeypatch.setattr(study.shutil, 'disk_usage', lambda p: type('', (), {'free': 2**21}))
-    assert study.main([str(ROOT/'studies/smoke.yaml')]) == 2 and '2 MiB left' in capsys.readouterr().err and not (tmp_path/'full').exists()
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: type('', (), {'free': 2**21}))
+    assert main([str(ROOT/'studies/smoke.yaml')]) == 2 and '2 MiB left' in capsys.readouterr().err and not (tmp_path/'full').exists()

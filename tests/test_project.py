@@ -115,7 +115,8 @@ def dangling(text, folder):
         page, link, file = m.groups()
         if page and page not in stems: yield m[0]
         if link and '://' not in link and not (folder/link).exists(): yield m[0]
-        if file and not file.startswith('outputs/') and file.split('/')[-1] not in MADE and not any((d/file).exists() for d in (folder, ROOT, ROOT/'nbs')): yield m[0]
+        made = file and (file.startswith('outputs/') or file.split('/')[-1] in MADE)
+        if file and not made and not any((d/file).exists() for d in (folder, ROOT, ROOT/'nbs')): yield m[0]
 
 MADE = {'summary.ipynb'}                  # a study writes these
 
@@ -133,6 +134,67 @@ def test_ruff():
         [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True
     )
     assert r.returncode == 0, r.stdout + r.stderr
+
+# ---------------------------------------------------------------- every arrow downwards
+WINGS = {'': 0, 'worlds': 1, 'training': 2, 'metrics': 2, 'study': 3, 'audit': 4, 'mini': 4}          # '': the ground (core, source, show)
+NAMED = {       # a module that another names as a text, above itself -> why that is no arrow
+    ('worlds.world', 'worlds.folders'): "who provides a world's data is imported by the name that its spec says, when it is asked for",
+    ('worlds.world', 'mini.data'): 'the same, of the world that comes with the package',
+    ('worlds.generate', 'training.adapt'): "the key of images names who else decides them: an adapted world's layers; nothing is imported",
+}
+
+def rooms():
+    "Module -> (floor, wing, number) of the notebook that exports it."
+    out = {}
+    for name, p in NOTEBOOKS.items():
+        for m in re.findall(r'^#\| *default_exp (\S+)', '\n'.join(map(source, notebook(p)['cells'])), re.M):
+            wing = m.rpartition('.')[0]
+            out[m] = (WINGS[wing], wing, int(re.match(r'\d+', p.name)[0]))
+    return out
+
+def arrows(module, text, known):
+    "Modules that a module imports, wherever in it; and those that it names in a text."
+    def of(name):
+        while name and name not in known: name = name.rpartition('.')[0]
+        return name
+    package, imported, named = ['openworld_forget', *module.split('.')[:-1]], set(), set()
+    for n in ast.walk(ast.parse(text)):
+        if isinstance(n, ast.Import): imported |= {a.name for a in n.names}
+        elif isinstance(n, ast.ImportFrom):
+            base = [*package[:len(package) + 1 - n.level], *filter(None, [n.module])] if n.level else [n.module]
+            imported |= {'.'.join([*base, a.name]) for a in n.names}
+        elif isinstance(n, ast.Constant) and isinstance(n.value, str) and re.fullmatch(r'openworld_forget(\.\w+)+(:.*)?', n.value):
+            named.add(n.value.partition(':')[0])
+    return tuple({of(x.removeprefix('openworld_forget.')) for x in s} - {'', module} for s in (imported, named))
+
+def upwards(module, targets, known):
+    "Those of the targets that do not lie below: on a lower floor, or in the same wing under a lower number."
+    floor, wing, number = known[module]
+    return sorted(t for t in targets if not (known[t][0] < floor or (known[t][1] == wing and known[t][2] < number)))
+
+def test_every_import_leads_downwards():
+    "Ground, worlds, training beside metrics, study, audit and mini; within a wing by the notebook's number. Imports inside functions count."
+    known = rooms()
+    assert {m.replace('.', '/') for m in known} == {n.removeprefix('openworld_forget/').removesuffix('.py') for n in MODULES}
+    found, used = [], set()
+    for m in known:
+        imported, named = arrows(m, MODULES[f'openworld_forget/{m.replace(".", "/")}.py'].read_text(encoding='utf-8'), known)
+        found += [f'{m} imports {t}' for t in upwards(m, imported, known)]
+        above = {(m, t) for t in upwards(m, named, known)}
+        found += [f'{a} names {b}' for a, b in above - set(NAMED)]
+        used |= above
+    assert not found, '\n'.join(found)
+    assert used == set(NAMED), f'named exceptions that nothing needs: {set(NAMED) - used}'
+
+@pytest.mark.parametrize('line', ['from .engine import execute', 'import openworld_forget.mini.data', 'from ..study import main',
+    'def f():\n    from openworld_forget.study.run import Run', "x = 'openworld_forget.audit.bank:f'"])
+def test_an_arrow_that_leads_upwards_is_found(line):
+    known = {'study.run': (3, 'study', 5), 'study.engine': (3, 'study', 6), 'study.main': (3, 'study', 9), 'study.plan': (3, 'study', 3),
+             'mini.data': (4, 'mini', 5), 'audit.bank': (4, 'audit', 0)}
+    at = 'study.plan' if 'def' in line else 'study.run'
+    imported, named = arrows(at, line, known)
+    assert len(upwards(at, imported | named, known)) == 1
+    assert not upwards('study.run', arrows('study.run', 'from .plan import plan, Step', known)[0], known)
 
 # ---------------------------------------------------------------- nothing of one machine
 REGISTRIES = [

@@ -1,21 +1,21 @@
 """What was made by other source is not taken for what this source makes: adapters, checkpoints of a training, images, features, scores, second looks; and
 what the edited source cannot reach is kept."""
-import copy, importlib, json, os, shutil, subprocess, sys, threading, time
+import copy, importlib, json, os, re, shutil, subprocess, sys, threading, time
 
 import pytest
 import torch
 
-import openworld_forget.core as core
+import openworld_forget.source as source
 from openworld_forget.worlds.tiny import tiny_subject
 from openworld_forget.core import ForgetError, cached, content_key, load_tensors, save_tensors
-from openworld_forget.source import modules, reached, source_key
+from openworld_forget.source import imports, module_of, modules, reached, source_key
 from openworld_forget.worlds.generate import generate
 from openworld_forget.metrics.judges import Judge
 from openworld_forget.training.methods import customize, method, run_key
 from openworld_forget.study.records import READS
 from openworld_forget.study.run import Run
-from openworld_forget.study.plan import made_by, plan
-from openworld_forget.study.files import read_study, study_reports
+from openworld_forget.study.plan import plan
+from openworld_forget.study.files import made_by, read_study, study_reports, template_code
 from openworld_forget.worlds.tiny import tiny_world
 
 from conftest import ROOT
@@ -37,27 +37,27 @@ def keyed(tmp_path, monkeypatch):
     def run(make, *edits):
         (d := tmp_path/str(next(count))).mkdir(); p = package(d)
         for e in edits: edit(p, *e)
-        monkeypatch.setattr(core, '_folder', lambda: p); return make()
+        monkeypatch.setattr(source, '_folder', lambda: p); return make()
     return run
 
-LEGEND = 'figures', 'Every figure', 'Each figure'
-LOSS = 'regularize', "Term('instance', 1.0,", "Term('instance', 7.0,"
-IMAGES = 'generate', '(world.decode(z)*255)', '(world.decode(z)*200)'
-LOOK = 'judges', '.float()/255 - m)/s', '.float()/255 - m)*s'
-CHOICE = 'classify', 'argmin(1), alive', 'argmax(1), alive'
+LEGEND = 'study/figures', 'Every figure', 'Each figure'
+LOSS = 'training/regularize', "Term('instance', 1.0,", "Term('instance', 7.0,"
+IMAGES = 'worlds/generate', '(world.decode(z)*255)', '(world.decode(z)*200)'
+LOOK = 'metrics/judges', '.float()/255 - m)/s', '.float()/255 - m)*s'
+CHOICE = 'metrics/classify', 'argmin(1), alive', 'argmax(1), alive'
 MAKERS = {      # what is kept -> who makes it, as its key has it
     'adapter': ('openworld_forget.training.methods',), 'images': ('openworld_forget.worlds.generate', 'openworld_forget.training.adapt'),
     'features': ('openworld_forget.metrics.judges',),
-    **{k: tuple(f'openworld_forget.{m}' for m in ('classify', 'worlds', 'customize', f'study:Run.{f}'))
+    **{k: tuple(f'openworld_forget.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:{f}'))
        for k, f in (('scores', 'scores'), ('second look', 'look'))}}
 
 CHANGES = {     # edit -> what is made anew
     'a legend': (LEGEND, ''), 'the loss': (LOSS, 'adapter'), "a judge's preprocessing": (LOOK, 'features'), 'the sampler': (IMAGES, 'adapter, images'),
     'the choice of a class': (CHOICE, 'scores, second look'),
-    'how V* enters': (('customize', '(ids == self', '(ids != self'), 'adapter, images, scores, second look'),
-    'a comment in the study': (('study', 'class Budget', '# a comment\nclass Budget'), ''),
-    'the second look': (('study', "{'right': s.predictions == c}", "{'right': s.predictions != c}"), 'second look'),
-    'the noise': (('worlds', 'a*z + s*eps', 'a*z - s*eps'), ', '.join(MAKERS)), 'the seeds': (('core', '>> 1', '>> 2'), ', '.join(MAKERS)),
+    'how V* enters': (('training/adapt', '(ids == self', '(ids != self'), 'adapter, images, scores, second look'),
+    'a comment in the study': (('study/records', 'class Budget', '# a comment\nclass Budget'), ''),
+    'the second look': (('study/run', "{'right': s.predictions == c}", "{'right': s.predictions != c}"), 'second look'),
+    'the noise': (('worlds/world', 'a*z + s*eps', 'a*z - s*eps'), ', '.join(MAKERS)), 'the seeds': (('core', '>> 1', '>> 2'), ', '.join(MAKERS)),
     'the data of a world': (('mini/data', 'RENDER = 64', 'RENDER = 65'), '')}
 
 @pytest.mark.parametrize('change', CHANGES)
@@ -70,40 +70,58 @@ def test_a_step_is_keyed_by_the_source_that_its_template_reaches(keyed):
     all_steps = lambda: {n: made_by(n, DATA) for n in (*READS, *study_reports())}
     a = keyed(all_steps); assert a == keyed(all_steps)
     def changed(*e): b = keyed(all_steps, *e); return {n for n in a if a[n] != b[n]}
-    assert changed(LEGEND) == set(a) and changed(('texture', 'import numpy', 'import  numpy')) == {'appearance'}
-    assert changed(('fidelity', 'real_ceiling', 'true_ceiling')) == {'fidelity'} and changed(('mini/card', 'import', 'import ')) == set()
+    drawn = {n for n in a if 'study.figures' in template_code(n)}
+    assert changed(LEGEND) == drawn and not drawn & {'base', 'customize'}
+    assert changed(('metrics/texture', 'torch, numpy', 'torch,  numpy')) == {'appearance'}
+    assert changed(('metrics/fidelity', 'real_ceiling', 'true_ceiling')) == {'fidelity'} and changed(('mini/card', 'import', 'import ')) == set()
     assert changed(('mini/data', 'RENDER = 64', 'RENDER = 65')) == set(a)                     # imported by a name in a variable: the world's data
+    # who plans, starts, watches and renders steps makes none of their results
+    assert changed(*[(f'study/{m}', '"""', '"""Edited. ') for m in ('plan', 'processes', 'engine', 'main', '__main__')]) == set()
+
+@pytest.mark.parametrize('step', READS)
+def test_no_step_reaches_what_it_is_not_made_by(step):
+    """What a finding says, how a page is rendered, how steps are planned, run and stopped: an edit there runs no step again. Figures are reached by
+    steps that draw with them, and by no others; and these take scores, images and features from where they are kept (see the test of the keys)."""
+    code = template_code(step)
+    own = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
+    got = {n.removeprefix('openworld_forget.study.') for n in reached(*own)[0]}
+    assert not got & {'findings', 'plan', 'processes', 'engine', 'main', '__main__'} and ('figures' in got) == ('study.figures' in code)
+
+@pytest.mark.parametrize('maker', MAKERS)
+def test_what_is_kept_does_not_know_how_it_is_drawn(maker):
+    assert not {n for n in reached(*MAKERS[maker])[0] if re.search(r'figures|findings|show|engine|main|plan', n.partition(':')[0])}
 
 def test_reached_is_what_a_module_uses():
     "Every function, class and module of this package that stands in a module's namespace comes from a module that it reaches."
     for name in (n for n in modules() if '.' in n and n != 'openworld_forget.mini'):
         m = importlib.import_module(name); texts = reached(name)[0]
         for k, v in vars(m).items():
+            if type(v) is type(sys) and hasattr(m, '__path__'): continue                   # a wing has its rooms once somebody entered them
             where = getattr(v, '__module__', None) if callable(v) else getattr(v, '__name__', None) if type(v) is type(sys) else None
             if isinstance(where, str) and where.startswith('openworld_forget.'): assert where in texts, f'{name} has {k} of {where}'
     assert {'torch', 'diffusers'} <= reached('openworld_forget.worlds.generate')[1]
     assert {'efficientnet_lite_pytorch'} <= reached('openworld_forget.metrics.judges')[1]
 
 def test_another_version_of_a_library_is_another_source(monkeypatch):
-    a = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 0' if n == 'diffusers' else f'{n} 1')
-    b = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(core, '_library', lambda n: f'{n} 1')
+    a = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(source, '_library', lambda n: f'{n} 0' if n == 'diffusers' else f'{n} 1')
+    b = source_key('openworld_forget.worlds.generate'); monkeypatch.setattr(source, '_library', lambda n: f'{n} 1')
     assert len({a, b, source_key('openworld_forget.worlds.generate')}) == 3
 
 def test_imports_that_hide(keyed, tmp_path):
     "Inside a function, relative, of a module, of everything, by import_module with a text: all are followed."
     where = 'core', 'def seed_for(', '{}def seed_for('
-    for line in ('import openworld_forget.metrics.texture', 'from .texture import *', 'from . import texture', 'from openworld_forget import texture',
-                 'from openworld_forget.metrics.texture import band_energy as e',
+    for line in ('import openworld_forget.metrics.texture', 'from .metrics.texture import *', 'from .metrics import texture',
+                 'from openworld_forget.metrics import texture', 'from openworld_forget.metrics.texture import band_energy as e',
                  "import importlib; importlib.import_module('openworld_forget.metrics.texture')"):
         got = keyed(lambda: reached('openworld_forget.core')[0], (where[0], where[1], f'def f():\n    {line}\n\ndef seed_for('))
         assert 'openworld_forget.metrics.texture' in got and 'openworld_forget.metrics.judges' in got, line
 
 def test_source_that_is_edited_under_a_running_process_has_a_key_of_its_own(tmp_path, monkeypatch):
     "Nobody can tell which text runs: what is made then is found by no other process, and what others made is not found."
-    p, q = (package(tmp_path/k) for k in 'ab'); monkeypatch.setattr(core, '_folder', lambda: p); a = source_key('openworld_forget.worlds.generate')
+    p, q = (package(tmp_path/k) for k in 'ab'); monkeypatch.setattr(source, '_folder', lambda: p); a = source_key('openworld_forget.worlds.generate')
     edit(p, *IMAGES[:]); b = source_key('openworld_forget.worlds.generate'); edit(q, *IMAGES)
-    monkeypatch.setattr(core, '_folder', lambda: q); c = source_key('openworld_forget.worlds.generate'); assert len({a, b, c}) == 3
-    shutil.copy2(ROOT/'openworld_forget/generate.py', p/'generate.py'); monkeypatch.setattr(core, '_folder', lambda: p)
+    monkeypatch.setattr(source, '_folder', lambda: q); c = source_key('openworld_forget.worlds.generate'); assert len({a, b, c}) == 3
+    shutil.copy2(ROOT/'openworld_forget/worlds/generate.py', p/'worlds/generate.py'); monkeypatch.setattr(source, '_folder', lambda: p)
     assert source_key('openworld_forget.worlds.generate') == a
 
 # ---------------------------------------------------------------- the case that was tried
@@ -111,10 +129,9 @@ SCRIPT = '''
 import hashlib, json, sys, torch
 from pathlib import Path
 import openworld_forget.metrics.judges as judges
-from openworld_forget.worlds.folders import tiny_subject
+from openworld_forget.worlds.tiny import tiny_subject, tiny_world
 from openworld_forget.worlds.generate import generate
 from openworld_forget.training.methods import customize, method
-from openworld_forget.worlds import tiny_world
 d = Path(sys.argv[1]); w, s = tiny_world(), tiny_subject(); m = method('db', prior=0., recipe=dict(steps=3, batch=2, lr=1e-2))
 class Mean(torch.nn.Module):
     def __init__(self): super().__init__(); self.w = torch.nn.Parameter(torch.ones(1))
@@ -217,10 +234,11 @@ def test_a_step_that_was_planned_under_other_source_says_so():
 
 def test_scores_are_kept_by_what_they_depend_on(tmp_path, monkeypatch):
     "The second time nothing is classified; another world, or another classifier, classifies."
-    import openworld_forget.study as S
+    import openworld_forget.study.run as S
     from openworld_forget.metrics.classify import Scores
     from openworld_forget.worlds.data import Benchmark
-    r = Run('studies/smoke.yaml', str(tmp_path)); w = tiny_world(); r.__dict__['world'] = w; asked = []
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
+    r = Run('studies/smoke.yaml'); w = tiny_world(); r.__dict__['world'] = w; asked = []
     b = Benchmark('b', 'test', ['x', 'y'], tiny_subject().images[:2], torch.tensor([0, 1]), torch.arange(2))
     def fake(*a, **kw): asked.append(1); return Scores(torch.zeros(2, 2, 3), torch.zeros(2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool), 7)
     monkeypatch.setattr(S, 'classify', fake); counts = []

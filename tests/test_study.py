@@ -1,9 +1,11 @@
 "The straight road from a study file to a report, at the smallest size, through papermill; and what happens to wrong input."
-import os, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
+from functools import cached_property
 
 import pandas as pd
 import psutil
 import pytest
+from filelock import FileLock
 
 from conftest import ROOT
 from openworld_forget.study.main import main
@@ -14,60 +16,114 @@ def study(*args, out, **env):
 
 def tables(out): return {p.relative_to(out).as_posix(): pd.read_parquet(p) for p in sorted((out/'smoke').rglob('*.parquet'))}
 
-def test_the_road(tmp_path):
-    "One smoke study: complete; reused by a second run; a step that lost its manifest is redone, through Parsl, with the same bits."
-    smoke = tmp_path; r = study('studies/smoke.yaml', '--serial', out=smoke); assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
-    home = smoke/'smoke'; t = tables(smoke)
-    assert set(t) == {
-        'smoke/base/base.parquet',
-        *(f'smoke/cat-noto/{m}/seed-0/{n}.parquet' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity')),
-    }
-    head = pd.read_csv(home/'tables/headline.csv')
-    assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
-    lines = (home/'headline.txt').read_text().splitlines()                  # one image a class: the page says what it is, and gives no verdict
-    assert lines[0].startswith('A trial, not a result') and lines[2].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
-    drop = head[head.measure.str.startswith(('accuracy drop', 'worst class', 'gain over the base'))]
-    assert drop.low.isna().all() and drop.excess_low.isna().all()
-    every = pd.concat(t.values()); assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
-    # every drift has its floor beside it
-    drift = every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])]; assert drift.floor.notna().all()
-    page = (home/'report.html').read_text(); assert 'data:image/png;base64' in page and 'injected-parameters' not in page and len(page) > 100_000
-    claims = pd.read_csv(home/'tables/claims.csv'); assert len(claims) == 14 and claims.verdict.notna().all()
-    assert 'A trial, not a result' in page and 'no verdict: too few images' in page and not claims.here.str.contains('nan').any()
-    assert claims.verdict[:6].isin(['not decided', 'not measured']).all()
-    look = every[every.split == 'second look']; assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
-    assert (home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (home/'correction.html').read_text()
-    choice = pd.read_csv(home/'tables/correction.csv').set_index('method')
-    assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
-    before = {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
-    r = study('studies/smoke.yaml', out=smoke); assert r.returncode == 0 and '12 done already, 0 to run' in r.stdout, r.stdout + r.stderr
-    assert before == {p: p.stat().st_mtime_ns for p in smoke.rglob('*.parquet')}
-    (smoke/'smoke/cat-noto/db/seed-0/fidelity.json').unlink()
-    (half := smoke/'smoke/cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
-    old = tables(smoke)
-    # through Parsl this time
-    r = study('studies/smoke.yaml', '--workers', 1, out=smoke); assert r.returncode == 0 and '1 to run' in r.stdout, r.stdout + r.stderr
-    assert not half.exists()
-    # the same bits
-    for k, v in tables(smoke).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)
+class Road:
+    "One smoke study, run once for all tests that read what it left."
+    def __init__(self, out):
+        self.out, self.home = out, out/'smoke'
+        with FileLock(f'{out}.lock'):                               # another worker of pytest may need it, too
+            if not (said := out/'said.json').is_file():
+                out.mkdir()
+                r = study('studies/smoke.yaml', '--serial', out=out)
+                said.write_text(json.dumps([r.returncode, r.stdout[-3000:] + r.stderr[-3000:]]))
+        self.code, self.said = json.loads(said.read_text())
+    @cached_property
+    def tables(self): return tables(self.out)
+    @cached_property
+    def every(self): return pd.concat(self.tables.values())
+    @cached_property
+    def head(self): return pd.read_csv(self.home/'tables/headline.csv')
+    @cached_property
+    def page(self): return (self.home/'report.html').read_text()
 
-def test_a_checkpoint_from_elsewhere(tmp_path):
-    "A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report."
+@pytest.fixture(scope='module')
+def road(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    r = Road((base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base)/'the road')
+    assert r.code == 0, r.said
+    return r
+
+@pytest.fixture
+def again(road):
+    "The road, for a test that runs the study again: no other does so meanwhile."
+    with FileLock(f'{road.out}.lock'): yield road
+
+RUNS = [f'cat-noto/{m}/seed-0/{n}' for m in ('db', 'db-dc') for n in ('customize', 'semantic', 'appearance', 'fidelity')]
+
+def test_the_road_leaves_one_table_a_step(road):
+    assert set(road.tables) == {f'smoke/{n}.parquet' for n in ('base/base', *RUNS)}
+
+def test_the_headline_has_a_floor_and_a_count_beside_every_value(road):
+    head = road.head
+    assert set(head.method) == {'db', 'db-dc'} and not head[['value', 'floor', 'n']].isna().any(axis=None) and (head.low <= head.high).sum() > 20
+
+def test_one_image_a_class_is_a_trial_and_no_verdict(road):
+    "The page says what it is; no interval where there are too few images."
+    lines = (road.home/'headline.txt').read_text().splitlines()
+    assert lines[0].startswith('A trial, not a result') and lines[2].split() == ['floor', '(base)', 'db', 'db-dc', 'n', 'measured', 'with']
+    drop = road.head[road.head.measure.str.startswith(('accuracy drop', 'worst class', 'gain over the base'))]
+    assert drop.low.isna().all() and drop.excess_low.isna().all()
+
+def test_every_number_names_its_network_world_and_count(road):
+    every = road.every
+    assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
+
+def test_every_drift_has_its_floor_beside_it(road):
+    every = road.every
+    assert every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])].floor.notna().all()
+    look = every[every.split == 'second look']
+    assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
+
+def test_the_report_is_one_page_with_its_pictures_and_without_code(road):
+    assert 'data:image/png;base64' in road.page and 'injected-parameters' not in road.page and len(road.page) > 100_000
+    assert (road.home/'figures/drift-and-fidelity.pdf').stat().st_size > 2000 and 'base64' in (road.home/'correction.html').read_text()
+
+def test_the_papers_claims_are_told_one_by_one_and_decided_by_no_trial(road):
+    claims = pd.read_csv(road.home/'tables/claims.csv')
+    assert len(claims) == 14 and claims.verdict.notna().all() and not claims.here.str.contains('nan').any()
+    assert 'A trial, not a result' in road.page and 'no verdict: too few images' in road.page
+    assert claims.verdict[:6].isin(['not decided', 'not measured']).all()
+
+def test_the_weight_of_the_correction_is_chosen(road):
+    choice = pd.read_csv(road.home/'tables/correction.csv').set_index('method')
+    assert choice['lambda'].to_dict() == {'db': 0, 'db-dc': 10} and choice.chosen.sum() == 1 and choice.loc['db', 'gain kept'] == 1
+
+def test_a_second_run_reuses_everything(again, monkeypatch, capsys):
+    monkeypatch.setenv('OWF_OUTPUTS', str(again.out))
+    before = {p: p.stat().st_mtime_ns for p in again.home.rglob('*.parquet')}
+    assert main(['studies/smoke.yaml']) == 0 and '12 done already, 0 to run' in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in again.home.rglob('*.parquet')}
+
+def test_a_step_that_lost_its_manifest_is_redone_through_parsl_with_the_same_bits(again):
+    (again.home/'cat-noto/db/seed-0/fidelity.json').unlink()
+    (half := again.home/'cat-noto/db/seed-0/.fidelity-x.parquet.tmp').write_text('cut')
+    old = tables(again.out)
+    r = study('studies/smoke.yaml', '--workers', 1, out=again.out)
+    assert r.returncode == 0 and '1 to run' in r.stdout and not half.exists(), r.stdout + r.stderr
+    for k, v in tables(again.out).items(): pd.testing.assert_frame_equal(v, old[k], check_exact=True)
+
+def test_a_checkpoint_from_elsewhere(road, tmp_path):
+    """A LoRA file under `checkpoints`: no training, its drift beside the floor, in the report. A second study on the world and budget of the first:
+    what the base answered lies in the place that both share, and stays as it is."""
     import torch
     from openworld_forget.core import generator
     from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
     from openworld_forget.worlds.load import load_world
-    w, a, g = load_world('mini', 'cpu'), Adaptation(kind='lora'), generator(0, 'elsewhere'); _, params = adapt(w, a, 'sks')
-    with torch.no_grad(): [p.copy_(.3*torch.randn(p.shape, generator=g)) for p in params.values()]
+    w, a, g = load_world('mini', 'cpu'), Adaptation(kind='lora'), generator(0, 'elsewhere')
+    _, params = adapt(w, a, 'sks')
+    with torch.no_grad():
+        for p in params.values(): p.copy_(.3*torch.randn(p.shape, generator=g))
     save_adapted(tmp_path/'pytorch_lora_weights.safetensors', w, params, a, 'sks')
     (tmp_path/'s.yaml').write_text(f'name: audit\nbudget: smoke\ncheckpoints: {{mine: {tmp_path}/pytorch_lora_weights.safetensors}}')
-    r = study(tmp_path/'s.yaml', out=tmp_path); assert r.returncode == 0 and '4 to run' in r.stdout, r.stdout[-3000:] + r.stderr[-3000:]
-    head = pd.read_csv(tmp_path/'audit/tables/headline.csv').set_index('measure')
-    assert (
-        set(head.method) == {'mine'}
-        and head.value['colour drift, mean'] > head.floor['colour drift, mean']
-        and 'pictures-checkpoints.png' in os.listdir(tmp_path / 'audit/figures')
-    )
+    kept = {p.name: p.stat().st_mtime_ns for p in (road.out/'shared').iterdir()}
+    r = study(tmp_path/'s.yaml', out=road.out)
+    assert r.returncode == 0 and '4 to run' in r.stdout, r.stdout[-3000:] + r.stderr[-3000:]
+    home = road.out/'audit'
+    head = pd.read_csv(home/'tables/headline.csv').set_index('measure')
+    assert set(head.method) == {'mine'} and head.value['colour drift, mean'] > head.floor['colour drift, mean']
+    assert 'pictures-checkpoints.png' in os.listdir(home/'figures')
+    now = {p.name: p.stat().st_mtime_ns for p in (road.out/'shared').iterdir()}
+    assert all(now[k] == v for k, v in kept.items())
+    pd.testing.assert_frame_equal(*(pd.read_parquet(h/'base/base.parquet').drop(columns='study') for h in (home, road.home)), check_exact=True)
 
 def test_the_budget_report(tmp_path):
     "On a base and an adapted world made here: procedures are replayed on measured errors, and none costs more than every class at every step."
@@ -87,33 +143,9 @@ def test_the_budget_report(tmp_path):
 
 def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
-    r = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            'nbs/reports/speed.ipynb',
-            str(tmp_path / 'speed.ipynb'),
-            '-k',
-            'python3',
-            '--cwd',
-            str(ROOT),
-            '-p',
-            'steps',
-            '1',
-            '-p',
-            'rounds',
-            '1',
-            '-r',
-            'out',
-            str(tmp_path),
-            '--no-progress-bar',
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    cmd = [sys.executable, '-m', 'papermill', 'nbs/reports/speed.ipynb', str(tmp_path/'speed.ipynb'), '-k', 'python3', '--cwd', str(ROOT),
+           '-p', 'steps', '1', '-p', 'rounds', '1', '-r', 'out', str(tmp_path), '--no-progress-bar']
+    r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert r.returncode == 0, r.stderr[-3000:]
     t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
     assert (
@@ -190,11 +222,14 @@ def test_nothing_outlives_a_killed_study(tmp_path):
     while time.time() < end and list(of_study(tmp_path)): time.sleep(.5)
     assert not (left := list(of_study(tmp_path))), left
 
-@pytest.mark.parametrize('text, says', [('name: x\nconcepts: '
-                                         '[cat-notto]', 'cat-noto'), ('name: '
-                                             'x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'), ('name: x\nconcepts: '
-                                                 '[cat-noto]\nmethod_overrides: {lamda: 2}', 'lamda'), ('name: '
-                                                     'x\nconcepts: [cat-noto]\nworld: mimi', 'mini'), ('- a', 'mapping'), ('name: [', 'YAML')])
+@pytest.mark.parametrize('text, says', [
+    ('name: x\nconcepts: [cat-notto]', 'cat-noto'),
+    ('name: x\nconcepts: [cat-noto]\nmethod: [db]', 'methods'),
+    ('name: x\nconcepts: [cat-noto]\nmethod_overrides: {lamda: 2}', 'lamda'),
+    ('name: x\nconcepts: [cat-noto]\nworld: mimi', 'mini'),
+    ('- a', 'mapping'),
+    ('name: [', 'YAML'),
+])
 def test_wrong_study_files(tmp_path, monkeypatch, capsys, text, says):
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path)); (tmp_path/'s.yaml').write_text(text)
     assert main([str(tmp_path/'s.yaml')]) == 2 and says in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path/'s.yaml']

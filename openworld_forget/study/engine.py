@@ -12,32 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 import nbformat, torch, numpy as np
 from ..core import ForgetError, read_json, root, write_json
-from .files import braced, template
-from .plan import Step
 from .processes import WATCHERS, environ, plain_folder, sole, watched
+from .results import Step, braced, template
 
 # %% ../../nbs/study/06_engine.ipynb #c018
 def command(step: Step) -> list[str]:
     "The papermill command of a step."
     pairs = [x for k, v in step.params.items() for x in (('-r' if isinstance(v, str) else '-p'), k, str(v))]
     return [
-        sys.executable,
-        '-m',
-        'papermill',
-        braced(template(step.name)),
-        braced(step.notebook),
-        '--no-progress-bar',
-        '--cwd',
-        str(root()),
-        '-k',
-        'python3',
-        *pairs,
+        sys.executable, '-m', 'papermill', braced(template(step.name)), braced(step.notebook),
+        '--no-progress-bar', '--cwd', str(root()), '-k', 'python3', *pairs,
     ]
 
 # %% ../../nbs/study/06_engine.ipynb #c018b
 def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> float:
     "Run one step in its own process; seconds it took. `RuntimeError` when it fails; its notebook and log say why."
-    import os, shlex, subprocess, tempfile, time             # Parsl sends this function by value: a worker has none of the module's names
+    # Parsl sends this function by value: a worker has none of the module's names
+    import os, shlex, subprocess, tempfile, time
     from pathlib import Path
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,9 +49,9 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
             'TRANSFORMERS_VERBOSITY': 'error',
             'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
             'PYDEVD_DISABLE_FILE_VALIDATION': '1',
-            'PYTHONUTF8': '1',                                 # whatever the locale
-            'JUPYTER_PREFER_ENV_PATH': '1',                    # this environment's kernel, not a `python3` of the home folder
-            'JUPYTER_RUNTIME_DIR': f'{own}/jupyter',           # there may be no home, or one that cannot be written
+            'PYTHONUTF8': '1',                              # whatever the locale
+            'JUPYTER_PREFER_ENV_PATH': '1',                 # this environment's kernel, not a `python3` of the home folder
+            'JUPYTER_RUNTIME_DIR': f'{own}/jupyter',        # there may be no home, or one that cannot be written
             'IPYTHONDIR': f'{own}/ipython',
         }
         env.pop('PYTHONIOENCODING', None)
@@ -71,12 +62,15 @@ def run_step(cmd: list[str], folder: str, name: str, threads: int, *needs) -> fl
     return time.monotonic() - t
 
 # %% ../../nbs/study/06_engine.ipynb #c058why001
-KILLED = 'The process of the notebook was killed, most often because the memory was full: use --workers 1, or a smaller budget.'
+KILLED = (
+    'The process of the notebook was killed, most often because the memory was full: use --workers 1, or a smaller '
+    'budget.')
 
 def why(step: Step, error: Exception|str) -> str:
     "The root cause of a failed step: the error that its notebook ended with, else the end of its log, else `error`."
     log = step.folder/f'{step.name}.log'
-    tail = log.read_text(encoding='utf-8', errors='replace').splitlines()[-60:] if isinstance(error, RuntimeError) and log.is_file() else []
+    there = isinstance(error, RuntimeError) and log.is_file()
+    tail = log.read_text(encoding='utf-8', errors='replace').splitlines()[-60:] if there else []
     if any('DeadKernelError' in x for x in tail) or 'exit code -9' in str(error): return KILLED
     try:
         cells = nbformat.read(step.notebook, 4).cells if tail else []
@@ -88,7 +82,8 @@ def why(step: Step, error: Exception|str) -> str:
 
 # %% ../../nbs/study/06_engine.ipynb #c058why001b
 def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
-    "The end of the output of a study with failed steps: every cause once, with where to look, the last line the last error."
+    """The end of the output of a study with failed steps: every cause once, with where to look, the last line the last
+    error."""
     lines = [
         f'{len(failed)} steps failed' + (f', {dropped} that need them were not run' if dropped else '') +
         '. What is done stays done: mend the cause and give the same command again.'
@@ -97,9 +92,10 @@ def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
     for s, text in failed: alike.setdefault(text, []).append(s)
     for text, steps in list(alike.items())[:5]:
         s = steps[0]
+        others = f' and {len(steps) - 1} others alike' if len(steps) > 1 else ''
         lines += [
             '',
-            f'{s.notebook.relative_to(home).with_suffix("")}' + (f' and {len(steps) - 1} others alike' if len(steps) > 1 else ''),
+            f'{s.notebook.relative_to(home).with_suffix("")}{others}',
             f'  notebook {s.notebook}',
             f'  log      {s.folder/s.name}.log',
             f'  {text}',
@@ -111,14 +107,18 @@ def causes(failed: list[tuple[Step, str]], dropped: int, home: Path) -> str:
 PATIENCE = 300.     # seconds for a local worker to register
 
 # %% ../../nbs/study/06_engine.ipynb #c061eng001b
+def _site(file: str):
+    "What a site file says: its `config`."
+    g = {}
+    try: exec(compile(Path(file).read_text(encoding='utf-8'), file, 'exec'), g)
+    except OSError as e: raise ForgetError(f'OWF_SITE names {file}, which cannot be read: {e.strerror}.') from None
+    if 'config' not in g: raise ForgetError(f'{file} (OWF_SITE) does not define `config`, a parsl.Config.')
+    return g['config']
+
 def config(workers: int, folder: Path):
-    "Parsl on local processes; a file named by `OWF_SITE` (Python, defines `config`) replaces it for Slurm, Kubernetes, ..."
-    if site := os.environ.get('OWF_SITE'):
-        g = {}
-        try: exec(compile(Path(site).read_text(encoding='utf-8'), site, 'exec'), g)
-        except OSError as e: raise ForgetError(f'OWF_SITE names {site}, which cannot be read: {e.strerror}.') from None
-        if 'config' not in g: raise ForgetError(f'{site} (OWF_SITE) does not define `config`, a parsl.Config.')
-        return g['config']
+    """Parsl on local processes (one worker a GPU where there are GPUs); a file named by `OWF_SITE` (Python, defines
+    `config`) replaces it for Slurm, Kubernetes, ..."""
+    if site := os.environ.get('OWF_SITE'): return _site(site)
     from parsl import Config, HighThroughputExecutor
     from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
     from parsl.providers import LocalProvider
@@ -126,31 +126,25 @@ def config(workers: int, folder: Path):
     engine = 'parsl.executors.high_throughput'
     # its own session: Ctrl-C and a closed terminal are this command's business
     interchange = f'import os, runpy; os.setsid(); runpy.run_module("{engine}.interchange", run_name="__main__")'
-    return Config(
-        run_dir=str(folder),
-        initialize_logging=False,
-        strategy='none',
-        executors=[
-            HighThroughputExecutor(
-                label='local',
-                max_workers_per_node=gpus or workers,
-                available_accelerators=gpus or [],
-                address='127.0.0.1',
-                loopback_address='127.0.0.1',
-                provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1),
-                launch_cmd=DEFAULT_LAUNCH_CMD.replace('process_worker_pool.py', f'"$OWF_PYTHON" -m {engine}.process_worker_pool', 1),
-                interchange_launch_cmd=[sys.executable, '-c', interchange],
-                heartbeat_period=5,
-                heartbeat_threshold=30*24*3600,      # who dies here is seen dying; a machine that slept must not lose its workers
-            )
-        ],
+    pool = f'"$OWF_PYTHON" -m {engine}.process_worker_pool'
+    executor = HighThroughputExecutor(
+        label='local', address='127.0.0.1', loopback_address='127.0.0.1',
+        max_workers_per_node=gpus or workers, available_accelerators=gpus or [],
+        provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1),
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace('process_worker_pool.py', pool, 1),
+        interchange_launch_cmd=[sys.executable, '-c', interchange],
+        # who dies here is seen dying; a machine that slept must not lose its workers
+        heartbeat_period=5, heartbeat_threshold=30*24*3600,
     )
+    return Config(run_dir=str(folder), initialize_logging=False, strategy='none', executors=[executor])
 
 # %% ../../nbs/study/06_engine.ipynb #c061eng001c
 def engine_log(folder: Path, lines: int=8) -> str:
     "The last lines that Parsl and its workers wrote."
-    fs = [f for f in folder.rglob('*') if f.is_file() and f.suffix in ('.err', '.log', '.out', '.stderr') and f.stat().st_size]
-    tail = lambda f: '\n'.join('    ' + x for x in f.read_text(encoding='utf-8', errors='replace').rstrip().splitlines()[-lines:])
+    kinds = ('.err', '.log', '.out', '.stderr')
+    fs = [f for f in folder.rglob('*') if f.suffix in kinds and f.is_file() and f.stat().st_size]
+    text = lambda f: f.read_text(encoding='utf-8', errors='replace').rstrip()
+    tail = lambda f: '\n'.join('    ' + x for x in text(f).splitlines()[-lines:])
     return '\n'.join(f'  {f.relative_to(folder)}:\n{tail(f)}' for f in sorted(fs, key=lambda f: f.stat().st_mtime)[-4:])
 
 def engine_alive(executor, started: float, folder: Path) -> bool:
@@ -159,7 +153,8 @@ def engine_alive(executor, started: float, folder: Path) -> bool:
     if not ended and executor.connected_managers(): return True
     if ended or time.monotonic() - started > PATIENCE:
         what = 'ended by itself' if ended else f'started no worker within {PATIENCE:.0f} s'
-        raise ForgetError(f'The engine (Parsl) {what}. `--serial` does without it. Its logs end with:\n{engine_log(folder) or "  (nothing)"}')
+        log = engine_log(folder) or '  (nothing)'
+        raise ForgetError(f'The engine (Parsl) {what}. `--serial` does without it. Its logs end with:\n{log}')
     return False
 
 # %% ../../nbs/study/06_engine.ipynb #c061eng001d
@@ -182,31 +177,37 @@ def _serially(todo, threads, told, lost):
 # %% ../../nbs/study/06_engine.ipynb #c061eng001e
 def _with_parsl(todo, threads, told, workers, scratch):
     import parsl
-    from parsl.dataflow.errors import DependencyError
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])      # a site file's helpers are started by name
+    # a site file's helpers are started by name
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
     # SPT_NOENV: Parsl's processes give themselves titles, which must not cost them the study's mark
     with environ(PATH=path, OWF_PYTHON=sys.executable, SPT_NOENV='1'):
-        started, alive, futures = time.monotonic(), bool(os.environ.get('OWF_SITE')), {}
+        started, futures = time.monotonic(), {}
         dfk = parsl.load(config(workers, scratch))
         try:
             app = parsl.python_app(run_step, data_flow_kernel=dfk)
             for s in todo:
                 needs = [futures[n.folder, n.name] for n in s.needs if (n.folder, n.name) in futures]
                 futures[s.folder, s.name] = app(command(s), str(s.folder), s.name, threads, *needs)
-            left = list(todo)
-            while left:
-                if not alive: alive = engine_alive(dfk.executors['local'], started, scratch)
-                for s in [x for x in left if futures[x.folder, x.name].done()]:
-                    e = futures[s.folder, s.name].exception()
-                    left.remove(s)
-                    if e is None: told(s, seconds=futures[s.folder, s.name].result())
-                    elif isinstance(e, (RuntimeError, OSError, DependencyError)): told(s, e, dropped=isinstance(e, DependencyError))
-                    else: told(s, f'The engine (Parsl) failed: {type(e).__name__}: {e}\n{engine_log(scratch)}')
-                time.sleep(.2)
+            _wait(todo, futures, told, dfk, started, scratch)
         except BaseException:
             for w in WATCHERS: w.terminate()                    # first, so that nothing is waited for
             raise
         finally: close_engine(dfk)
+
+def _wait(todo, futures, told, dfk, started, scratch):
+    "Tell of every step when it has ended."
+    from parsl.dataflow.errors import DependencyError
+    left, alive = list(todo), bool(os.environ.get('OWF_SITE'))
+    while left:
+        if not alive: alive = engine_alive(dfk.executors['local'], started, scratch)
+        for s in [x for x in left if futures[x.folder, x.name].done()]:
+            e = futures[s.folder, s.name].exception()
+            left.remove(s)
+            if e is None: told(s, seconds=futures[s.folder, s.name].result())
+            elif isinstance(e, DependencyError): told(s, e, dropped=True)
+            elif isinstance(e, (RuntimeError, OSError)): told(s, e)
+            else: told(s, f'The engine (Parsl) failed: {type(e).__name__}: {e}\n{engine_log(scratch)}')
+        time.sleep(.2)
 
 # %% ../../nbs/study/06_engine.ipynb #c020
 def threads_of(workers: int) -> int:
@@ -222,8 +223,8 @@ STARTUP = 8.        # seconds of such a start where it was not measured
 
 # %% ../../nbs/study/06_engine.ipynb #c020b
 def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
-    """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time that its processor spent).
-    In larger and larger batches, as long as the next one takes less than `limit` seconds."""
+    """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time
+    that its processor spent). In larger and larger batches, as long as the next takes less than `limit` seconds."""
     before, n, took = torch.get_num_threads(), 1, 0.
     torch.set_num_threads(threads)
     try:
@@ -235,14 +236,16 @@ def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
                 with torch.no_grad(): float(world.predict(z, t, c).sum())
                 took, busy = time.monotonic() - start, time.process_time() - busy
                 if took > limit: break
-            if n == 128 or 5*took > limit: return n/took, n/min(took, max(busy/threads, took/20)) if world.device == 'cpu' else n/took
+            if n == 128 or 5*took > limit:
+                return n/took, n/min(took, max(busy/threads, took/20)) if world.device == 'cpu' else n/took
             n = min(128, 4*n)
     finally: torch.set_num_threads(before)
 
 # %% ../../nbs/study/06_engine.ipynb #c020c
 @dataclass
 class Clock:
-    "What steps take on this machine: start-up and forwards, corrected by what steps of the same template took before (`file`)."
+    """What steps take on this machine: start-up and forwards, corrected by what steps of the same template took before
+    (`file`)."""
     rate: float = 1000.            # forwards a second of one worker
     startup: float = STARTUP       # seconds from a process's start until its world is loaded
     alone: float = 0.              # forwards a second when nothing else runs here; `rate` when 0
@@ -260,13 +263,14 @@ class Clock:
     def took(self, s: Step, seconds: float):
         "Remember what a step took."
         if not self.file: return
-        self.seen.setdefault(self.where, {})[s.name] = [*self._pairs(s.name), [round(self.model(s), 1), round(seconds, 1)]][-8:]
+        pair = [round(self.model(s), 1), round(seconds, 1)]
+        self.seen.setdefault(self.where, {})[s.name] = [*self._pairs(s.name), pair][-8:]
         write_json(self.file, self.seen)
     def knows(self, steps: list[Step]) -> bool: return all(self._pairs(s.name) for s in steps)
 
 # %% ../../nbs/study/06_engine.ipynb #c020d
 def makespan(todo: list[Step], seconds, workers: int) -> float:
-    "Seconds from the first start to the last end when `workers` take steps in order as soon as what they need is there."
+    "Seconds until the last step has ended, when `workers` take steps in order as soon as what they need is there."
     t, waiting, running, open_ = 0., list(todo), [], {id(s) for s in todo}
     while waiting or running:
         for s in [s for s in waiting if not any(id(n) in open_ for n in s.needs)][:workers - len(running)]:
@@ -286,26 +290,27 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
     low, high = (max(1, round(mid*x)) for x in ((.8/crowd, 1.25) if sure else (.7/crowd, 1.6)))
     span = f'{low} to {high}' if low < high else f'{low}'
     return (
-        f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at {clock.rate:.3g} a second and '
-        f'worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
-        + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5 else '.')
+        f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at '
+        f'{clock.rate:.3g} a second and worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
+        + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5
+           else '.')
     )
 
 # %% ../../nbs/study/06_engine.ipynb #c062exec00
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, clock: 'Clock|None'=None) -> list[Step]:
-    """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps, after their causes were printed.
-    Holds the study's folder meanwhile, and leaves no process behind."""
+    """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps, after their
+    causes were printed. Holds the study's folder meanwhile, and leaves no process behind."""
     todo = [s for s in steps if not s.done]
     log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.')
     home, failed, without, clock = steps[0].folder.parent, [], [], clock or Clock()
     if not todo: return []
     from tqdm.auto import tqdm
     threads, scratch = threads_of(1 if serial else workers), plain_folder()
-    expected = {s.notebook: clock.seconds(s) for s in todo}             # once: what steps took changes what the clock expects of the next
+    expected = {s.notebook: clock.seconds(s) for s in todo}    # once: what a step took changes what is expected of the next
     shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)),
           tqdm(total=sum(expected.values()), desc='study', smoothing=0, bar_format=shape) as bar):
-        for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)       # half-written files of a run that was killed; nobody else writes here now
+        for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)    # of a run that was killed; nobody else writes here
         def told(s, error=None, seconds=0., dropped=False):
             name = s.notebook.relative_to(home).with_suffix('')
             if error is None:

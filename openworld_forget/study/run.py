@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 import torch, numpy as np, pandas as pd
-from ..core import ForgetError, cached, choose, content_key, outputs, project_path, seed_for
+from fastcore.basics import patch
+from ..core import ForgetError, alone, cached, choose, content_key, outputs, project_path, seed_for
 from ..metrics.classify import Scores, Stages, classify, load_scores, save_scores
 from ..source import PACKAGE, source_key
-from .files import braced, read_study, study_reports, template
-from .plan import made_by
-from .processes import check_room
+from .files import made_by, read_study, study_reports
 from .records import BUDGETS, READS, Study, run_folder
-from .results import finish
+from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
 from ..worlds.data import Benchmark
@@ -29,7 +28,7 @@ from ..worlds.world import provider, spec_of
 # %% ../../nbs/study/05_run.ipynb #c016
 @dataclass
 class Answers:
-    "Predictions over all benchmarks of a split."
+    "Predictions over all benchmarks of a split: N images, C classes."
     benchmarks: list[str]
     sizes: list[int]                   # classes of each
     classes: list[str]                 # benchmark/class, C in all
@@ -38,29 +37,28 @@ class Answers:
     base: np.ndarray                   # [N]
     floor: np.ndarray                  # [N], the base under other noise
     adapted: dict[str, np.ndarray]     # method -> [runs, N]
+
     def one(self, k: int) -> 'Answers':
         "Benchmark k alone, its classes numbered from 0."
         lo = sum(self.sizes[:k])
         hi = lo + self.sizes[k]
         m = (self.labels >= lo) & (self.labels < hi)
+        classes = [c.split('/', 1)[1] for c in self.classes[lo:hi]]
+        adapted = {n: a[:, m] - lo for n, a in self.adapted.items()}
         return Answers(
-            [self.benchmarks[k]],
-            [self.sizes[k]],
-            [c.split('/', 1)[1] for c in self.classes[lo:hi]],
-            self.labels[m] - lo,
-            self.groups[m],
-            self.base[m] - lo,
-            self.floor[m] - lo,
-            {n: a[:, m] - lo for n, a in self.adapted.items()},
-        )
+            [self.benchmarks[k]], [self.sizes[k]], classes,
+            self.labels[m] - lo, self.groups[m], self.base[m] - lo, self.floor[m] - lo, adapted)
 
 # %% ../../nbs/study/05_run.ipynb #c016b
 def _given(study: str|Path) -> Study:
     "A study file, or a study as JSON."
     if not str(study).lstrip().startswith('{'): return read_study(study)
     try: return Study.make(**json.loads(study))
-    except json.JSONDecodeError as e: raise ForgetError(f'The study is not valid JSON ({e}). Give a study file, or what the study runner gives.') from None
+    except json.JSONDecodeError as e:
+        how = 'Give a study file, or what the study runner gives.'
+        raise ForgetError(f'The study is not valid JSON ({e}). {how}') from None
 
+# %% ../../nbs/study/05_run.ipynb #c016b2
 def _seed(seed) -> int:
     "A seed as papermill hands it on: a number, or its digits."
     if isinstance(seed, bool) or not re.fullmatch('[0-9]{1,10}', str(seed)) or int(seed) >= 2**32:
@@ -70,166 +68,231 @@ def _seed(seed) -> int:
 # %% ../../nbs/study/05_run.ipynb #c016c
 class Run:
     "The context of one report notebook."
-    def __init__(self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0, key: str='', budget: str=''):
+    def __init__(
+        self, study: str|Path, home: str='', concept: str='', method: str='', seed: int=0,
+        key: str='',        # content key of the step, set by the study runner; by hand there is none
+        budget: str='',     # another budget than the study's
+    ):
         self.study = _given(study)
         if budget: self.study = self.study.but(budget=choose(budget, BUDGETS, 'budget'))
-        self.home = project_path(home) if home else outputs()/'scratch'/f'{self.study.name}-{content_key(self.study)[:8]}'
-        self.given = dict(study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
-        self.limits, self.spec, self.data = self.study.limits, spec_of(self.study.world), provider(spec_of(self.study.world))
+        scratch = outputs()/'scratch'/f'{self.study.name}-{content_key(self.study)[:8]}'
+        self.home = project_path(home) if home else scratch
+        self.given = dict(
+            study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
+        self.limits, self.spec = self.study.limits, spec_of(self.study.world)
+        self.data = provider(self.spec)
         if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
-            raise ForgetError('The source or the template was edited after this step was planned. Run the same command again.')
+            raise ForgetError(
+                'The source or the template was edited after this step was planned. Run the same command again.')
         self.concept, self.seed, self.key = concept, _seed(seed), key
         self.checkpoint = self.study.checkpoints.get(method)
         self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
         if concept: choose(concept, self.data.subjects(), 'concept')
-    def require(self, *names: str):
-        "Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the message says how to make them."
-        if not self.key:
-            check_room(self.home)
-            self.home.mkdir(parents=True, exist_ok=True)
-        made = {
-            'base': (self.base_folder/'base.json').is_file(),
-            'customize': bool(self.checkpoint) or (self.folder/'adapter.safetensors').is_file(),
-            'summary': (self.home/'tables/headline.csv').is_file(),
-            'the steps of the study': any(self.home.rglob('*.parquet')),
-        }
-        missing = [n for n in names if not made[n]]
-        if not missing: return
-        keep = {'base': ('study', 'budget'), 'customize': ('study', 'budget', 'concept', 'method', 'seed')}
-        run = lambda n: shlex.join(
-            ['papermill', braced(template(n)), braced(self.home/f'{n}.ipynb'), '-k', 'python3',
-             *(x for k in keep[n] if self.given[k] for x in ('-r', k, self.given[k])), '-r', 'home', str(self.home)])
-        how = '\n'.join(f'  {run(n)}' for n in missing if n in keep) or f'  python -m openworld_forget.study {self.given["study"]}'
-        raise ForgetError(f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder of a '
-                          f'study that has them: `-r home {outputs()/self.study.name}` (what is there is then written anew).')
-    def where(self) -> str:
-        "The last line of a template that is run by hand: where its results went. Nothing within a study."
-        if self.key: return ''
-        again = ' This is the folder of a study: it will run this step again.' if (self.home/'.lock').exists() else ''
-        return f'Results: {self.folder if self.method else self.home}.{again}'
+
     @property
     def base_folder(self) -> Path: return self.home/'base'
     @property
-    def cache(self) -> Path: return self.home/'cache'
+    def cache(self) -> Path: return shared()
     @property
-    def folder(self) -> Path: return run_folder(self.home, self.concept, self.method.name, self.seed) if self.method else self.base_folder
+    def folder(self) -> Path:
+        return run_folder(self.home, self.concept, self.method.name, self.seed) if self.method else self.base_folder
     @property
-    def title(self) -> str: return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
+    def title(self) -> str:
+        return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
     @cached_property
     def world(self): return load_world(self.spec)
     @cached_property
     def subject(self): return self.data.subject(self.concept, self.world.resolution, self.spec.token)
     @cached_property
     def adapted(self):
-        return load_adapted(self.world, local_path(self.checkpoint) if self.checkpoint else self.folder/'adapter.safetensors', self.method.name)
-    @property
-    def stages(self) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
-    def noise_plan(self, floor: bool=False):
-        "The noise of the classifier: one plan for all worlds, another for the floor."
-        return self.stages.plan(int(floor))
-    def benchmarks(self) -> list[tuple[str, str]]:
-        "(benchmark, split) pairs of the budget."
-        return [
-            (b, s)
-            for s in (x for x in self.data.splits() if x in self.limits.splits or len(self.data.splits()) == 1)
-            for b in self.data.benchmarks()[: self.limits.benchmarks]
-        ]
-    def benchmark(self, name: str, split: str): return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
-    def fresh(self, name: str, split: str) -> Benchmark:
-        "Up to `limits.fresh` more images of every class: none of those in `benchmark`."
-        b = self.data.benchmark(name, split, self.world.resolution, self.limits.per_class + self.limits.fresh)
-        seen = {x.numpy().tobytes() for x in self.benchmark(name, split).images}
-        new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
-        return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
-    def look(self, world, fresh: Benchmark, c: int, floor: bool=False) -> np.ndarray:
-        "Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which the first look has not seen."
-        plan, at = self.stages.plan(2 + int(floor), per_image=True), fresh.labels == c
-        keys = [f'{fresh.classes[c]} {i}' for i in range(int(at.sum()))]
-        def answers():
-            z = self.world.encode(fresh.images[at].float()/255)
-            s = classify(world, z, fresh.prompts, plan, self.stages, images=keys, desc=f'{fresh.classes[c]}, fresh')
-            return {'right': s.predictions == c}
-        if not keys: return np.zeros(0, bool)                       # a small data set may have no images left
-        key = content_key(world.key, world.tokens(fresh.prompts), fresh.key, c, plan, self.stages, self._made('look'))
-        return cached(self.cache/f'look-{key}.safetensors', answers)['right'].numpy()
-    def scores(self, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
-        "What a world answers on a benchmark under the study's noise plan, or the floor's; kept in the study's cache."
-        plan = self.noise_plan(floor)
-        key = content_key(world.key, world.tokens(b.prompts), b.key, plan, self.stages, self._made('scores'))
-        f = self.cache/f'scores-{key}.safetensors'
-        if not f.exists():
-            s = classify(world, self.world.encode(b.images.float()/255), b.prompts, plan, self.stages, desc=desc)
-            save_scores(f, s, plan=plan, world=world.key, benchmark=b.key)
-        return load_scores(f)[0]
-    def _made(self, name: str) -> str:
-        "Content key of who makes it: a method of this class, the classifier, and what a world, also an adapted one, computes with."
-        return source_key(*(f'{PACKAGE}.{m}' for m in ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:Run.{name}')))
-    def unrelated(self) -> tuple[list[str], list[int]]:
-        "Prompts and seeds, one per image, of the unrelated images."
-        return self.asked('unrelated')
-    @property
-    def prompt_sets(self) -> dict[str, list[str]]:
-        "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
-        few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
-        return {
-            k: v
-            for k, v in dict(
-                unrelated=few(self.data.unrelated_prompts(), self.limits.prompts),
-                colors=few(self.data.color_prompts(), self.limits.colors),
-                yours=self.study.prompts,
-            ).items()
-            if v
-        }
-    def asked(self, name: str, floor: bool=False) -> tuple[list[str], list[int]]:
-        "Prompts and seeds, one per image, of a set of `prompt_sets`; the floor has other seeds."
-        ps, n = self.prompt_sets[name], self.limits.per_prompt
-        return [p for p in ps for _ in range(n)], [seed_for(int(floor), name, i, j) for i in range(len(ps)) for j in range(n)]
-    def portraits(self, phrase: str|None=None) -> tuple[list[str], list[int]]:
-        "Evaluation prompts of the subject and seeds, one per image."
-        ts, n = self.data.eval_templates(), self.limits.per_template
-        phrase = phrase or self.subject.phrase
-        return [t.format(phrase) for t in ts for _ in range(n)], [seed_for(0, 'portrait', i, j) for i in range(len(ts)) for j in range(n)]
-    def images(self, world, prompts, seeds, desc='generate'):
-        "Generated images, cached in the study's folder."
-        return generate(world, prompts, seeds, steps=self.limits.sampling_steps, cache=self.cache, desc=desc)
-    def by_prompt(self, prompts, values) -> dict:
-        "Values [n, ...] grouped by prompt, in order."
-        return {p: values[[i for i, q in enumerate(prompts) if q == p]] for p in dict.fromkeys(prompts)}
-    def answers(self, split: str) -> 'Answers':
-        "What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's rows are its runs."
-        parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]
-        sizes = [len(b.classes) for b, _ in parts]
-        first = [sum(sizes[:i]) for i in range(len(sizes))]
-        def read(folder, tag=''):
-            return np.concatenate(
-                [
-                    load_scores(folder / f'scores-{n}-{split}{tag}.safetensors', benchmark=b.key)[0].predictions.numpy() + i
-                    for (b, n), i in zip(parts, first)
-                ]
-            )
-        return Answers(
-            [n for _, n in parts],
-            sizes,
-            [f'{n}/{c}' for b, n in parts for c in b.classes],
-            np.concatenate([b.labels.numpy() + i for (b, _), i in zip(parts, first)]),
-            np.concatenate([[f'{n}/{g}' for g in b.groups] for b, n in parts]),
-            read(self.base_folder),
-            read(self.base_folder, '-floor'),
-            {m: np.stack([read(f) for f in fs]) for m, fs in self.study.folders(self.home).items()},
-        )
-    def label(self, table: pd.DataFrame, **more) -> pd.DataFrame:
-        "A measure's table with the run's columns; its own `prompt` or `class` column becomes `item`."
-        t = table.rename(columns={'prompt': 'item', 'class': 'item'})
-        return t.assign(
-            study=self.study.name,
-            world=self.spec.name,
-            concept=self.concept or ('checkpoint' if self.checkpoint else ''),
-            method=self.method.name if self.method else 'base',
-            adaptation='file' if self.checkpoint else self.method.adaptation.kind if self.method else '',
-            corrected=bool(self.method and not self.checkpoint and self.method.correction),
-            seed=self.seed,
-            **more,
-        )
-    def finish(self, name: str, table=None, files=(), **more):
-        "Write the step's table and manifest."
-        finish(self.folder, name, self.key, table, files, **more)
+        file = local_path(self.checkpoint) if self.checkpoint else self.folder/'adapter.safetensors'
+        return load_adapted(self.world, file, self.method.name)
+
+# %% ../../nbs/study/05_run.ipynb #c016d1
+def _by_hand(name: str, home: Path, given: dict) -> str:
+    "The papermill command that makes the results of a step."
+    keep = {'base': ('study', 'budget'), 'customize': ('study', 'budget', 'concept', 'method', 'seed')}[name]
+    pairs = [x for k in keep if given[k] for x in ('-r', k, given[k])]
+    notebook = [braced(template(name)), braced(home/f'{name}.ipynb'), '-k', 'python3']
+    return shlex.join(['papermill', *notebook, *pairs, '-r', 'home', str(home)])
+
+# %% ../../nbs/study/05_run.ipynb #c016d2
+@patch
+def require(self:Run, *names: str):
+    """Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the
+    message says how to make them."""
+    if not self.key:
+        check_room(self.home)
+        check_room(self.cache)
+        self.home.mkdir(parents=True, exist_ok=True)
+    made = {
+        'base': (self.base_folder/'base.json').is_file(),
+        'customize': bool(self.checkpoint) or (self.folder/'adapter.safetensors').is_file(),
+        'summary': (self.home/'tables/headline.csv').is_file(),
+        'the steps of the study': any(self.home.rglob('*.parquet')),
+    }
+    missing = [n for n in names if not made[n]]
+    if not missing: return
+    how = '\n'.join(f'  {_by_hand(n, self.home, self.given)}' for n in missing if n in ('base', 'customize'))
+    how = how or f'  python -m openworld_forget.study {self.given["study"]}'
+    raise ForgetError(
+        f'There are no results of {" and ".join(missing)} in {self.home}. Make them first:\n{how}\nor give the folder '
+        f'of a study that has them: `-r home {outputs()/self.study.name}` (what is there is then written anew).')
+
+@patch
+def where(self:Run) -> str:
+    "The last line of a template that is run by hand: where its results went. Nothing within a study."
+    if self.key: return ''
+    again = ' This is the folder of a study: it will run this step again.' if (self.home/'.lock').exists() else ''
+    return f'Results: {self.folder if self.method else self.home}.{again}'
+
+# %% ../../nbs/study/05_run.ipynb #c016e1
+@patch(as_prop=True)
+def stages(self:Run) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
+
+@patch
+def noise_plan(self:Run, floor: bool=False):
+    "The noise of the classifier: one plan for all worlds, another for the floor."
+    return self.stages.plan(int(floor))
+
+@patch
+def benchmarks(self:Run) -> list[tuple[str, str]]:
+    "(benchmark, split) pairs of the budget."
+    every = self.data.splits()
+    splits = [s for s in every if s in self.limits.splits or len(every) == 1]
+    return [(b, s) for s in splits for b in self.data.benchmarks()[:self.limits.benchmarks]]
+
+@patch
+def benchmark(self:Run, name: str, split: str) -> Benchmark:
+    "The images of a benchmark that the budget asks for."
+    return self.data.benchmark(name, split, self.world.resolution, self.limits.per_class)
+
+# %% ../../nbs/study/05_run.ipynb #c016e2
+@patch
+def fresh(self:Run, name: str, split: str) -> Benchmark:
+    "Up to `limits.fresh` more images of every class: none of those in `benchmark`."
+    b = self.data.benchmark(name, split, self.world.resolution, self.limits.per_class + self.limits.fresh)
+    seen = {x.numpy().tobytes() for x in self.benchmark(name, split).images}
+    new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
+    return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+
+# %% ../../nbs/study/05_run.ipynb #c016e4
+def _made(name: str) -> str:
+    """Content key of who makes it: a function of this page, the classifier, and what a world, also an adapted one,
+    computes with."""
+    makers = ('metrics.classify', 'worlds.world', 'training.adapt', f'study.run:{name}')
+    return source_key(*(f'{PACKAGE}.{m}' for m in makers))
+
+# %% ../../nbs/study/05_run.ipynb #c016e5
+@patch
+def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
+    "What a world answers on a benchmark under the study's noise plan, or the floor's; kept in `shared()`."
+    plan = self.noise_plan(floor)
+    key = content_key(world.key, world.tokens(b.prompts), b.key, plan, self.stages, _made('scores'))
+    f = self.cache/f'scores-{key}.safetensors'
+    if not f.exists():
+        with alone(f):
+            if not f.exists():                              # another process may have asked meanwhile
+                s = classify(world, self.world.encode(b.images.float()/255), b.prompts, plan, self.stages, desc=desc)
+                save_scores(f, s, plan=plan, world=world.key, benchmark=b.key)
+    return load_scores(f)[0]
+
+# %% ../../nbs/study/05_run.ipynb #c016e6
+@patch
+def look(self:Run, world, fresh: Benchmark, c: int, floor: bool=False) -> np.ndarray:
+    """Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which
+    the first look has not seen. Kept in `shared()`."""
+    plan, at = self.stages.plan(2 + int(floor), per_image=True), fresh.labels == c
+    keys = [f'{fresh.classes[c]} {i}' for i in range(int(at.sum()))]
+    def answers():
+        z = self.world.encode(fresh.images[at].float()/255)
+        s = classify(world, z, fresh.prompts, plan, self.stages, images=keys, desc=f'{fresh.classes[c]}, fresh')
+        return {'right': s.predictions == c}
+    if not keys: return np.zeros(0, bool)                       # a small data set may have no images left
+    key = content_key(world.key, world.tokens(fresh.prompts), fresh.key, c, plan, self.stages, _made('look'))
+    return cached(self.cache/f'look-{key}.safetensors', answers)['right'].numpy()
+
+# %% ../../nbs/study/05_run.ipynb #c016f1
+@patch(as_prop=True)
+def prompt_sets(self:Run) -> dict[str, list[str]]:
+    "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
+    few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
+    sets = dict(
+        unrelated=few(self.data.unrelated_prompts(), self.limits.prompts),
+        colors=few(self.data.color_prompts(), self.limits.colors),
+        yours=self.study.prompts,
+    )
+    return {k: v for k, v in sets.items() if v}
+
+@patch
+def asked(self:Run, name: str, floor: bool=False) -> tuple[list[str], list[int]]:
+    "Prompts and seeds, one per image, of a set of `prompt_sets`; the floor has other seeds."
+    ps, n = self.prompt_sets[name], self.limits.per_prompt
+    seeds = [seed_for(int(floor), name, i, j) for i in range(len(ps)) for j in range(n)]
+    return [p for p in ps for _ in range(n)], seeds
+
+@patch
+def unrelated(self:Run) -> tuple[list[str], list[int]]:
+    "Prompts and seeds, one per image, of the unrelated images."
+    return self.asked('unrelated')
+
+# %% ../../nbs/study/05_run.ipynb #c016f2
+@patch
+def portraits(self:Run, phrase: str|None=None) -> tuple[list[str], list[int]]:
+    "Evaluation prompts of the subject and seeds, one per image."
+    ts, n = self.data.eval_templates(), self.limits.per_template
+    phrase = phrase or self.subject.phrase
+    seeds = [seed_for(0, 'portrait', i, j) for i in range(len(ts)) for j in range(n)]
+    return [t.format(phrase) for t in ts for _ in range(n)], seeds
+
+@patch
+def images(self:Run, world, prompts: list[str], seeds: list[int], desc: str='generate') -> torch.Tensor:
+    "Generated images, uint8 [n, 3, H, W], kept in `shared()`."
+    return generate(world, prompts, seeds, steps=self.limits.sampling_steps, cache=self.cache, desc=desc)
+
+@patch
+def by_prompt(self:Run, prompts: list[str], values) -> dict:
+    "Values [n, ...] grouped by prompt, in order."
+    return {p: values[[i for i, q in enumerate(prompts) if q == p]] for p in dict.fromkeys(prompts)}
+
+# %% ../../nbs/study/05_run.ipynb #c016g1
+@patch
+def answers(self:Run, split: str) -> Answers:
+    """What base and adapted worlds answered on all benchmarks of a split, their classes numbered through; a method's
+    rows are its runs."""
+    parts = [(self.benchmark(n, s), n) for n, s in self.benchmarks() if s == split]
+    sizes = [len(b.classes) for b, _ in parts]
+    first = [sum(sizes[:i]) for i in range(len(sizes))]                     # number of each benchmark's first class
+    def one(f, b): return load_scores(f, benchmark=b.key)[0].predictions.numpy()
+    def read(folder, tag=''):
+        files = [folder/f'scores-{n}-{split}{tag}.safetensors' for _, n in parts]
+        return np.concatenate([one(f, b) + i for f, (b, _), i in zip(files, parts, first)])
+    return Answers(
+        [n for _, n in parts],
+        sizes,
+        [f'{n}/{c}' for b, n in parts for c in b.classes],
+        np.concatenate([b.labels.numpy() + i for (b, _), i in zip(parts, first)]),
+        np.concatenate([[f'{n}/{g}' for g in b.groups] for b, n in parts]),
+        read(self.base_folder),
+        read(self.base_folder, '-floor'),
+        {m: np.stack([read(f) for f in fs]) for m, fs in self.study.folders(self.home).items()},
+    )
+
+# %% ../../nbs/study/05_run.ipynb #c016g2
+@patch
+def label(self:Run, table: pd.DataFrame, **more) -> pd.DataFrame:
+    "A measure's table with the run's columns; its own `prompt` or `class` column becomes `item`."
+    t = table.rename(columns={'prompt': 'item', 'class': 'item'})
+    return t.assign(
+        study=self.study.name,
+        world=self.spec.name,
+        concept=self.concept or ('checkpoint' if self.checkpoint else ''),
+        method=self.method.name if self.method else 'base',
+        seed=self.seed,
+        **more,
+    )
+
+@patch
+def finish(self:Run, name: str, table=None, files=(), **more):
+    "Write the step's table and manifest."
+    write_step(self.folder, name, self.key, table, files, **more)
