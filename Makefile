@@ -5,12 +5,12 @@ SHELL := /bin/bash
 STUDY        ?= studies/reproduce.yaml
 TEST_WORKERS ?= 2
 EXECUTE      ?= 1
-KATEX        ?=
 PYTHON       ?=
 
 PY        := .venv/bin/python
 VENV_DONE := .venv/.complete
 NODE_DONE := node_modules/.package-lock.json
+KATEX_DONE := tools/katex/node_modules/.package-lock.json
 # The real Quarto where there is one, else the stand-in (last on the path).
 WITH_QUARTO := PATH="$$PWD/.venv/bin:$$PATH:$$PWD/tools/bin"
 
@@ -31,7 +31,7 @@ ifneq ($(shell [ "$$(cat $(VENV_DONE) 2>/dev/null)" = "$$(pwd -P)" ] || echo els
 endif
 # The scripts of .venv/bin carry the path of their Python in the first line, where not every letter is allowed: call what they call.
 NBDEV = $(PY) -c 'from nbdev.doclinks import nbdev_export as export; from nbdev.clean import nbdev_clean as clean; $(1)()'
-export STUDY PYTHON KATEX
+export STUDY PYTHON
 
 .PHONY: help reproduce test benchmark docs results readme lab mini check clean-notebooks lock venv images clean
 
@@ -40,7 +40,7 @@ help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 24
 	@echo; echo 'Settings: STUDY=$(STUDY)  TEST_WORKERS=$(TEST_WORKERS)  EXECUTE=$(EXECUTE)  PYTHON=/path/to/python3.11'
 
-reproduce: $(VENV_DONE) $(NODE_DONE)  ## run the study (STUDY=file.yaml) and write its report to outputs/
+reproduce: $(VENV_DONE) $(NODE_DONE) $(KATEX_DONE)  ## run the study (STUDY=file.yaml) and write its report to outputs/
 	@$(PY) -m openworld_forget.study "$$STUDY"
 
 test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
@@ -49,8 +49,8 @@ test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
 benchmark: $(VENV_DONE) $(NODE_DONE)  ## what a training step costs, as ratios (outputs/benchmarks/)
 	@mkdir -p outputs/benchmarks && $(PY) -m papermill nbs/reports/speed.ipynb outputs/benchmarks/speed.ipynb -k python3 --cwd . --log-output --no-progress-bar
 
-docs: $(VENV_DONE) $(NODE_DONE)  ## build the documentation site, _docs/index.html (EXECUTE=0: runs no notebook; KATEX=folder: maths offline)
-	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),,--execute) $(if $(KATEX),--katex "$$KATEX")
+docs: $(VENV_DONE) $(NODE_DONE) $(KATEX_DONE)  ## build the documentation site, _docs/index.html (runs the notebooks that changed; EXECUTE=0: none)
+	@$(WITH_QUARTO) $(PY) tools/build_docs.py $(if $(filter 0,$(EXECUTE)),--no-execute)
 
 results: $(VENV_DONE)  ## take the result that the README shows from outputs/reproduce
 	@$(PY) tools/results.py
@@ -77,7 +77,7 @@ venv: $(VENV_DONE)  ## make the Python environment, .venv
 images: $(NODE_DONE)  ## fetch the drawings, node_modules
 
 clean:  ## remove what was made: environment, drawings, site, caches (outputs/ stays)
-	@rm -rf .venv node_modules _docs _proc .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv node_modules tools/katex/node_modules _docs _proc .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # ---------------------------------------------------------------------------------------------------------------------
 $(VENV_DONE): requirements.txt settings.ini setup.py
@@ -85,3 +85,6 @@ $(VENV_DONE): requirements.txt settings.ini setup.py
 
 $(NODE_DONE): package.json package-lock.json | $(if $(shell command -v npm),,$(VENV_DONE))
 	@tools/make_images.sh
+
+$(KATEX_DONE): tools/katex/package.json tools/katex/package-lock.json | $(if $(shell command -v npm),,$(VENV_DONE))
+	@tools/make_images.sh tools/katex

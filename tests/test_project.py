@@ -129,6 +129,26 @@ def test_no_name_leads_nowhere(name):
     assert not [x for t in texts for x in dangling(t, p.parent)]
     assert not [m for t in texts for m in re.findall(r'`make ([a-z-]+)', t) if m not in targets]
 
+def test_every_variable_is_listed():
+    "`nbs/reference/02_variables` lists every OWF_* variable that the code reads or sets, and no other."
+    listed = re.findall(r'^\| `(OWF_[A-Z_]+)`', source(notebook(ROOT/'nbs/reference/02_variables.ipynb')['cells'][1]), re.M)
+    code = [p for under in ('openworld_forget', 'tools', 'benchmarks') for p in files('.py', '.sh', under=under)] + [ROOT/'Makefile']
+    assert sorted(listed) == sorted({v for p in code for v in re.findall(r'\bOWF_[A-Z_]+', p.read_text(encoding='utf-8'))})
+
+def test_the_citation_is_of_this_version():
+    import yaml
+    from nbdev.config import get_config
+    cff, readme = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8')), (ROOT/'README.md').read_text(encoding='utf-8')
+    assert cff['version'] == get_config().version and f'version = {{{cff["version"]}}}' in readme
+    paper = cff['references'][0]
+    assert paper['title'] in readme and paper['url'].rpartition('/')[2] in readme and all(a['family-names'] in readme for a in paper['authors'])
+
+def test_python_in_the_readme_names_what_exists():
+    import importlib
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S | re.M)
+    found = [(n.module, a.name) for b in blocks for n in ast.walk(ast.parse(b)) if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert found and not [f for f in found if not hasattr(importlib.import_module(f[0]), f[1])]
+
 def test_ruff():
     r = subprocess.run(
         [sys.executable, '-m', 'ruff', 'check', '--no-cache', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True
@@ -220,9 +240,11 @@ def test_no_machine_in_files():
 
 def test_locks():
     "package-lock.json has versions and hashes but no addresses; requirements.txt pins everything that requirements.in and settings.ini ask for."
-    lock = json.loads((ROOT/'package-lock.json').read_text())
-    packages = {k: v for k, v in lock['packages'].items() if k}
-    assert packages and all(v['version'] and v['integrity'].startswith('sha512-') and 'resolved' not in v for v in packages.values())
+    for folder in (ROOT, ROOT/'tools/katex'):
+        lock = json.loads((folder/'package-lock.json').read_text())
+        assert lock['packages']['']['dependencies'] == json.loads((folder/'package.json').read_text())['dependencies']
+        packages = {k: v for k, v in lock['packages'].items() if k}
+        assert packages and all(v['version'] and v['integrity'].startswith('sha512-') and 'resolved' not in v for v in packages.values())
     def pins(name): return dict(re.findall(r'^([\w.-]+)==(\S+)$', (ROOT/name).read_text().lower().replace('_', '-'), re.M))
     top, full = pins('requirements.in'), pins('requirements.txt')
     assert {k: full.get(k) for k in top} == top, 'requirements.txt was not made from requirements.in. Run `make lock`.'

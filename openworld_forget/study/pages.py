@@ -141,7 +141,7 @@ def framed(title: str, body: str, head: str='') -> str:
 # %% ../../nbs/study/11_pages.ipynb #c014
 def katex(body: str) -> str:
     "What sets the formulas of a page, without a network; empty where there are none, or where KaTeX is not installed."
-    at = root()/'node_modules/katex/dist'
+    at = root()/'tools/katex/node_modules/katex/dist'
     if not re.search(r'\$[^$]+\$', re.sub(r'<[^>]+>', '', body)) or not (at/'katex.min.js').is_file(): return ''
     font = lambda m: f'url(data:font/woff2;base64,{base64.b64encode((at/m[1]).read_bytes()).decode()})'
     css = (at/'katex.min.css').read_text(encoding='utf-8')
