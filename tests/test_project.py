@@ -39,7 +39,7 @@ MODULES = {show(p): p for p in files('.py', under='openworld_forget') if p.name 
 @pytest.fixture
 def copy(tmp_path):
     "The notebooks and their configuration in a folder of its own, without the exported package."
-    def ignore(d, names): return [n for n in names if n in SKIP or n.endswith(('.safetensors', '.csv'))]
+    def ignore(d, names): return [n for n in names if n in SKIP or n.endswith('.safetensors')]
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=ignore)
     for n in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md'): shutil.copy2(ROOT/n, tmp_path/n)
     return tmp_path

@@ -41,6 +41,6 @@ def main(argv=None):
     ap.add_argument('home', nargs='?', default=str(ROOT/'outputs/reproduce'), help='folder of the finished study')
     ap.add_argument('--to', default=str(ROOT/'nbs/results'), help='where the result goes')
     a = ap.parse_args(argv)
-    print(take(a.home, a.to).relative_to(ROOT) if str(a.to).startswith(str(ROOT)) else a.to)
+    print(take(a.home, a.to))
 
 if __name__ == '__main__': main()
