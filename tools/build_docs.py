@@ -160,7 +160,9 @@ def site(root, run=True, katex=None, out=None, only=None):
             cfg = get_config()
             made, out = Path(cfg.doc_path).resolve(), Path(out or root/Path(cfg.doc_path).name)
             base, git = cfg.doc_host.rstrip('/') + '/' + cfg.doc_baseurl.strip('/'), cfg.git_url.rstrip('/')
-        finally: os.chdir(root)
+        finally:
+            os.chdir(root)
+            get_config.cache_clear()
         if katex: docs_links.local_katex(made, katex)
         docs_links.relative(made, base, git)
         shutil.rmtree(out, ignore_errors=True)

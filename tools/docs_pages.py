@@ -25,6 +25,8 @@ GROUPS = {      # what a reader wants -> its notebooks, or sections with noteboo
     'Results': ['reports/*', 'mini/06_card', 'weights'],
 }
 
+TEXTS = {'outputs.md': 'What lies in outputs/', 'weights.md': 'The model card itself'}
+
 def sidebar(nbs):
     "The sidebar: every page of the site in one group. A page in none, or in two, is an error."
     pages = {p.relative_to(nbs).as_posix(): p for p in nbs.rglob('*') if p.suffix in ('.ipynb', '.md') and not hidden(p.relative_to(nbs))}
@@ -34,7 +36,7 @@ def sidebar(nbs):
         for p in patterns:
             found = sorted(f.relative_to(nbs).as_posix() for e in ('.ipynb', '.md') for f in nbs.glob(p + e))
             for f in found: left.remove(f)
-            out += found
+            out += [{'text': TEXTS[f], 'href': f} if f in TEXTS else f for f in found]
         return out
     def contents(g): return files(g) if isinstance(g, list) else [{'section': n, 'contents': c} for n, x in g.items() if (c := files(x))]
     sections = [{'section': n, 'contents': c} for n, g in GROUPS.items() if (c := contents(g))]
@@ -102,9 +104,11 @@ def source_page(root, path, page):
     lexer = get_lexer_by_name('python' if path.endswith('.py') else 'yaml', stripnl=False)
     lines = highlight(text, lexer, HtmlFormatter(nowrap=True, noclasses=True, style='xcode')).splitlines()
     body = '\n'.join(f'<span id="L{i}" class="line"><a href="#L{i}">{i:>4}</a> {line}</span>' for i, line in enumerate(lines, 1))
-    made = re.search(r'File to edit: (\S+\.ipynb)', text)
-    up = os.path.relpath(os.path.normpath(os.path.join(os.path.dirname(path), made[1]))[4:], os.path.dirname(page)) if made else ''
-    said = f'What [the notebook]({up}) exports.' if made else f'`{path}` of the project.'
+    said = f'`{path}` of the project.'
+    if made := re.search(r'File to edit: (\S+\.ipynb)', text):
+        notebook = os.path.normpath(os.path.join(os.path.dirname(path), made[1]))
+        back = os.path.relpath(notebook.removeprefix('nbs/'), os.path.dirname(page))
+        if (root/notebook).exists(): said = f'What [the notebook]({back}) exports.'
     return f'---\ntitle: "{path}"\nsearch: false\ntoc: false\n---\n\n{said}\n\n```{{=html}}\n<pre class="source">{body}</pre>\n```\n'
 
 # ------------------------------------------------------------------ show_doc
