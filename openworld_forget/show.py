@@ -110,5 +110,5 @@ def field_table(
     for k, f in record.model_fields.items():
         type_, comment = said.get(k, ('', ''))
         values = [f'`{getattr(c, k)!r}`' for c in columns.values()]
-        rows.append([f'`{k}`', *(values or [f'`{type_}`'.replace('|', '\\|'), _default(f)]), _meaning(f, comment)])
+        rows.append([f'**{k}**', *(values or [f'`{type_}`'.replace('|', '\\|'), _default(f)]), _meaning(f, comment)])
     return '\n'.join(f'| {" | ".join(r)} |' for r in [head, ['---']*len(head), *rows])

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 import numpy as np, pandas as pd
-from ..metrics.registry import line
+from ..metrics.registry import line, pick
 from ..metrics.semantic import contrast_interval, over_benchmarks
-from .findings import corrected_forms, number, pick
+from .findings import corrected_forms, number
 from .run import Answers
 
 # %% ../../nbs/study/13_claims.ipynb #c005

@@ -10,10 +10,9 @@ __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'chang
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
 from ..core import ForgetError
 from ..metrics.color import TERMS
-from ..metrics.registry import line
+from ..metrics.registry import line, pick
 from ..metrics.semantic import confusion
 from ..show import CEILING, FLOOR, INK
-from .findings import pick
 from .run import Answers
 
 # %% ../../nbs/study/14_figures.ipynb #c010

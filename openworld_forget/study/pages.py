@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 import nbformat, numpy as np, pandas as pd
 from ..core import root, write_text
-from ..metrics.registry import line
-from .findings import Answer, about, number, pick
+from ..metrics.registry import line, pick
+from .findings import Answer, about, number
 
 # %% ../../nbs/study/15_pages.ipynb #c006
 def _entry(a: Answer) -> str:
