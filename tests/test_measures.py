@@ -17,9 +17,9 @@ from torchmetrics.image.kid import poly_mmd
 import reference
 from openworld_forget.core import rng, seed_for
 from openworld_forget.metrics.classify import Stages, classify
-from openworld_forget.metrics.color import DISTANCES, GROUND, cdi, name_histogram, transport_plan
+from openworld_forget.metrics.color import DISTANCES, GROUND, cdi, cdi_table, name_histogram, transport_plan
 from openworld_forget.metrics.coverage import answers as drawn_answers
-from openworld_forget.metrics.distribution import cmmd, gaussian, kid, mmd2
+from openworld_forget.metrics.distribution import cmmd, cmmd_table, gaussian, kid, kid_table, mmd2
 from openworld_forget.metrics.fidelity import clip_score, image_alignment, real_ceiling, text_alignment
 from openworld_forget.metrics.judges import unit
 from openworld_forget.metrics.semantic import (
@@ -27,9 +27,9 @@ from openworld_forget.metrics.semantic import (
     new_confusions, paired_interval, runs_interval, worst_class_drop,
 )
 from openworld_forget.metrics.stats import holm, resample_weights, sign_test, wilson
-from openworld_forget.metrics.texture import band_energy
+from openworld_forget.metrics.texture import band_energy, texture_table
 from openworld_forget.metrics.uncertainty import equal, jackknife, leave_out, mean_shift2, pair_mean, pairwise
-from openworld_forget.metrics.variety import diversity, paired_distance, vendi
+from openworld_forget.metrics.variety import diversity, paired_distance, variety_table, vendi
 from openworld_forget.mini.data import benchmark
 from openworld_forget.worlds.load import load_world
 from reference import bell, cosine, cube, dot, mean_over_pairs, mmd, published
@@ -401,3 +401,16 @@ def test_published_procedure(animals, loss):
     s = classify(w, z, prompts, stages.plan(seed=3), stages, loss=loss)
     assert torch.equal(s.predictions, want)
     assert s.forwards == forwards == int((~s.errors.isnan()).sum()) and forwards < 8*len(prompts)*12
+
+def two_images(features: int):
+    "Base, adapted and floor: two prompts of two images, the fewest that a budget may ask for."
+    r = rng(0, 'two images', features)
+    return [{p: r.dirichlet(np.ones(features), 2) for p in ('a red ball', 'a blue ball')} for _ in range(3)]
+
+@pytest.mark.parametrize('table, features', [(cdi_table, 11), (texture_table, 5), (variety_table, 8), (kid_table, 8), (cmmd_table, 8)])
+def test_two_images_a_prompt_have_values(table, features):
+    more = {} if table in (cdi_table, texture_table) else dict(network='x')
+    t = table(*two_images(features), **more)
+    assert np.isfinite(t.value).all() and len(t)
+    squared = t[t.measure.isin(['cdi_squared', 'texture_squared', 'diversity'])]
+    assert squared.low.isna().all(), 'nothing can be left out of two images where the number needs both'

@@ -63,12 +63,15 @@ class Estimate:
 # %% ../../nbs/metrics/01_uncertainty.ipynb #c009f
 def jackknife(*samples) -> Estimate:
     """The estimate of values under the weights of `leave_out`, one array [rows] per independent set of images (each
-    with the same value first): equations (1) to (3), Efron & Stein 1981."""
+    with the same value first): equations (1) to (3), Efron & Stein 1981. Of one image, or of two where a number
+    needs two (a spread, a mean over pairs), nothing can be left out: the value alone, without an interval."""
     influence, variances, df = [], [], []
     if not samples: raise ForgetError('No values to leave images out of.')
     for v in samples:
         v = numbers(v, 'values under weights')
-        n = _images(len(v)) if v.ndim == 1 and len(v) and np.isfinite(v).all() else 0
+        n = _images(len(v)) if v.ndim == 1 and len(v) and np.isfinite(v[0]) else 0
+        if n == 2 and not np.isfinite(v).all(): return Estimate(float(v[0]), np.zeros(2*len(samples)), np.nan, 0.)
+        if not np.isfinite(v).all(): n = 0
         if not n:
             raise ForgetError(f'Expected the finite values under `leave_out(n)` of n images, '
                               f'got shape {list(v.shape)}.')
