@@ -33,6 +33,8 @@ UNDATED = {'pdf': {'CreationDate': None, 'ModDate': None, 'Producer': None, 'Cre
 
 def save_figure(fig, stem: Path|str):
     "Write `stem`.pdf and `stem`.png, atomically and without dates, so that equal figures are equal files."
+    fig.draw_without_rendering()            # lay it out once: else each format, and the notebook, does it again
+    fig.set_layout_engine('none')
     for ext, meta in UNDATED.items():
         with atomic(Path(f'{stem}.{ext}')) as t: fig.savefig(t, format=ext, dpi=160, metadata=meta)
 

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 import openworld_forget.study.run
 from conftest import ROOT
 from openworld_forget.core import ForgetError
-from openworld_forget.study.files import read_study, template_code
+from openworld_forget.study.files import read_study
+from openworld_forget.study.results import template_code
 from openworld_forget.study.main import main, prepare
 from openworld_forget.study.plan import plan
 from openworld_forget.study.results import shared

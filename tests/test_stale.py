@@ -15,7 +15,8 @@ from openworld_forget.training.methods import customize, method, run_key
 from openworld_forget.study.records import READS
 from openworld_forget.study.run import Run
 from openworld_forget.study.plan import plan
-from openworld_forget.study.files import made_by, read_study, study_reports, template_code
+from openworld_forget.study.files import made_by, read_study, study_reports
+from openworld_forget.study.results import template_code
 from openworld_forget.worlds.tiny import tiny_world
 
 from conftest import ROOT

@@ -9,7 +9,6 @@ __all__ = ['cubic', 'mmd2', 'kid', 'pooled', 'kid_table', 'gaussian', 'cmmd', 'c
 import warnings
 from dataclasses import replace
 import torch, numpy as np, pandas as pd
-from torchmetrics.image.kid import KernelInceptionDistance
 from ..core import ForgetError, seed_for
 from .judges import check_features, unit
 from .uncertainty import Estimate, check_sets, equal, pair_mean, pairwise, row
@@ -25,6 +24,7 @@ def mmd2(W, V, x, y, k=cubic) -> np.ndarray:
     return pair_mean(W, k(x, x)) + pair_mean(V, k(y, y)) - 2*((W@k(x, y))*V).sum(1)
 
 def _torchmetrics_kid(x, y, subsets, subset_size, seed):
+    from torchmetrics.image.kid import KernelInceptionDistance
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore', UserWarning)            # it announces that features are kept in memory
         torch.default_generator.manual_seed(seed)               # it draws its subsets from the global generator

@@ -9,7 +9,7 @@ __all__ = ['READING', 'STYLE', 'cards', 'grouped', 'first_numbers', 'contents', 
 import base64, re
 from html import escape
 from pathlib import Path
-import nbformat, numpy as np, pandas as pd
+import numpy as np, pandas as pd
 from ..core import root, write_text
 from ..metrics.registry import line, pick
 from .findings import Answer, about, number
@@ -159,8 +159,8 @@ def page(home: Path, name: str='summary') -> Path:
     return home/('report.html' if name == 'summary' else f'{name}.html')
 
 # %% ../../nbs/study/15_pages.ipynb #c015rend
-def render(notebook: nbformat.NotebookNode) -> str:
-    "The body of a page: what an executed notebook shows, without its code and parameters."
+def render(notebook) -> str:
+    "The body of a page: what an executed notebook (`NotebookNode`) shows, without its code and parameters."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     c = Config()
@@ -177,6 +177,7 @@ def render(notebook: nbformat.NotebookNode) -> str:
 # %% ../../nbs/study/15_pages.ipynb #c015repo
 def report(study: str, home: Path, name: str='summary') -> Path:
     "Write a report of a study as one page; `study` is its name."
+    import nbformat
     body = render(nbformat.read(home/f'{name}.ipynb', 4))
     write_text(page(home, name), framed(f'Open-world forgetting: {study}', body, katex(body)))
     return page(home, name)
