@@ -10,6 +10,7 @@ from conftest import ROOT
 ODD = "my results ü $x 'q' {0}"
 STEPS = '''
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 import openworld_forget.study.engine as study
 from openworld_forget.core import ForgetError
@@ -26,13 +27,15 @@ def config(workers, folder):
 study.config = config
 with stoppable():
     for engine in engines:
-        try: print(len(study.execute(steps, workers=1, serial=engine == 'serial')), 'steps were not done')
+        if engine == 'cold': study.nursed = lambda *_: nullcontext()
+        try: print(len(study.execute(steps, workers=1, serial=engine in ('serial', 'cold'))), 'steps were not done')
         except ForgetError as e: print('error:', e)
 '''
 CELLS = dict(
     forever="open('started', 'w').close()\nwhile True: sum(range(10**5))",
     broken="raise ValueError('the culprit, and\\nthe remedy')",
     killed="import os; os.kill(os.getpid(), 9)",
+    alone="import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(600)",
     after="open('after', 'w').close()",
 )
 
@@ -114,13 +117,13 @@ def test_a_signal_to_the_process_group_ends_everything(project):
 def test_control_z_pauses_the_notebook_too(project):
     "And a terminal that is closed ends it."
     p = project.start('forever', 'serial')
-    kernel = next(x for x in project.begin(p.pid) if 'ipykernel_launcher' in ' '.join(x.cmdline()))
+    kernel = max((x for x in project.begin(p.pid)), key=lambda x: len(x.parents()))            # study, nursery, runner, kernel
     def becomes(*states):
         end = time.monotonic() + 60
         while kernel.status() not in states and time.monotonic() < end: time.sleep(.1)
         return kernel.status() in states
     p.send_signal(signal.SIGTSTP)
-    assert becomes(psutil.STATUS_STOPPED)
+    assert len(kernel.parents()) >= len(psutil.Process(p.pid).parents()) + 3 and becomes(psutil.STATUS_STOPPED)
     p.send_signal(signal.SIGCONT)
     assert becomes(psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING)
     os.killpg(p.pid, signal.SIGHUP)
@@ -136,8 +139,10 @@ def test_the_root_cause_stands_at_the_end(project):
     assert lines[-5].endswith('first/broken.ipynb') and lines[-4].endswith('first/broken.log') and '2 that need them were not run' in said
     assert 'Dependency' not in said and 'Traceback' not in said
 
-def test_a_notebook_that_was_killed_is_said_to_have_been(project):
-    said, _ = project.start('killed', 'serial').communicate(timeout=600)
+@pytest.mark.parametrize('kind', ['killed', 'alone'])
+def test_a_notebook_that_was_killed_is_said_to_have_been(project, kind):
+    "Its kernel, or who runs it: then the kernel ends, too."
+    said, _ = project.start(kind, 'serial').communicate(timeout=600)
     assert 'the memory was full' in said.splitlines()[-2] and '2 that need them were not run' in said, said
 
 def test_an_engine_that_does_not_start_is_an_error(project):
@@ -152,6 +157,11 @@ def test_steps_run_where_paths_have_other_letters(project):
     (odd := project.tmp/'my tmp').mkdir()
     project.env |= dict(TMPDIR=str(odd), LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii')
     said, _ = project.start('after', 'parsl').communicate(timeout=600)
+    assert said.splitlines()[-1] == '0 steps were not done' and project.after.exists(), said
+
+def test_a_step_starts_without_a_nursery(project):
+    "Where a fork is not safe: the plain command."
+    said, _ = project.start('after', 'cold').communicate(timeout=600)
     assert said.splitlines()[-1] == '0 steps were not done' and project.after.exists(), said
 
 def test_a_template_by_hand_writes_into_a_scratch_study(tmp_path, monkeypatch):

@@ -216,7 +216,7 @@ def test_nothing_outlives_a_killed_study(tmp_path):
         stderr=subprocess.STDOUT,
     )
     p = start(); end = time.time() + 180
-    while time.time() < end and not any('ipykernel' in c for _, c in of_study(tmp_path)): time.sleep(.2)
+    while time.time() < end and sum('study.warm' in c for _, c in of_study(tmp_path)) < 3: time.sleep(.2)        # nursery, runner, kernel
     r = study('studies/smoke.yaml', out=tmp_path); assert r.returncode == 2 and 'Another command is running' in r.stderr, r.stdout + r.stderr
     p.kill(); p.wait(); end = time.time() + 120
     while time.time() < end and list(of_study(tmp_path)): time.sleep(.5)

@@ -44,6 +44,7 @@ def surroundings(threads: int) -> dict[str, str]:
         'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
         'PYDEVD_DISABLE_FILE_VALIDATION': '1',
         'PYTHONUTF8': '1',                                  # whatever the locale
+        'PYTHONIOENCODING': 'utf-8',
         'JUPYTER_PREFER_ENV_PATH': '1',                     # this environment's kernel, not a `python3` of the home folder
         **ONE_THREAD,
     }
@@ -65,7 +66,6 @@ def run_step(cmd: list[str], folder: str, name: str, env: dict, *needs) -> float
           open(path, 'w', encoding='utf-8', errors='backslashreplace') as log):
         # there may be no home, or one that cannot be written
         env = {**os.environ, **env, 'JUPYTER_RUNTIME_DIR': f'{own}/jupyter', 'IPYTHONDIR': f'{own}/ipython'}
-        env.pop('PYTHONIOENCODING', None)
         log.write(shlex.join(cmd) + '\n')
         log.flush()
         code = warm_run(cmd, env, str(path))
