@@ -31,9 +31,9 @@ ifneq ($(shell [ "$$(cat $(VENV_DONE) 2>/dev/null)" = "$$(pwd -P)" ] || echo els
 endif
 # The scripts of .venv/bin carry the path of their Python in the first line, where not every letter is allowed: call what they call.
 NBDEV = $(PY) -c 'from nbdev.doclinks import nbdev_export as export; from nbdev.clean import nbdev_clean as clean; $(1)()'
-export STUDY PYTHON
+export STUDY PYTHON FILE
 
-.PHONY: help reproduce test benchmark docs results readme lab mini check clean-notebooks lock venv images clean
+.PHONY: help reproduce audit test benchmark docs results readme lab mini check clean-notebooks lock venv images clean
 
 help:  ## this list
 	@echo 'openworld_forget: what does customizing a generative image model break, and how do you stop it?'; echo
@@ -42,6 +42,9 @@ help:  ## this list
 
 reproduce: $(VENV_DONE) $(NODE_DONE) $(KATEX_DONE)  ## run the study (STUDY=file.yaml) and write its report to outputs/
 	@$(PY) -m openworld_forget.study "$$STUDY"
+
+audit: $(VENV_DONE) $(NODE_DONE) $(KATEX_DONE)  ## what did this file break? (FILE=my.safetensors; ARGS='--base sd15 ...'; without FILE: an example)
+	@$(PY) -m openworld_forget.audit $(if $(FILE),"$$FILE") $(ARGS)
 
 test: $(VENV_DONE) $(NODE_DONE)  ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) $(ARGS)

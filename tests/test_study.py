@@ -67,6 +67,10 @@ def test_every_number_names_its_network_world_and_count(road):
     every = road.every
     assert every.network.notna().all() and (every.n >= 1).mean() > .9 and set(every.world) == {'mini'}
 
+def test_every_measure_of_the_tables_stands_in_the_registry(road):
+    from openworld_forget.metrics.registry import MEASURES
+    assert not set(road.every.measure) - set(MEASURES)
+
 def test_every_drift_has_its_floor_beside_it(road):
     every = road.every
     assert every[every.measure.isin(['accuracy_drop', 'cdi_tv', 'kid', 'feature_i'])].floor.notna().all()

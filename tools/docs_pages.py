@@ -20,6 +20,7 @@ GROUPS = {      # what a reader wants -> its notebooks, or sections with noteboo
         'Ground': ['00_core', '01_source', '02_show'],
         'Worlds': ['worlds/*'],
         'Studies': ['study/*'],
+        'Audits': ['audit/*'],
         'The making of the mini world': ['mini/0[0-5]*'],
     },
     'Results': ['reports/*', 'mini/06_card', 'weights'],

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RENDER', 'DRAWN', 'splits', 'benchmarks', 'subjects', 'files', 'unknown_words', 'check_word', 'check_token',
            'check_benchmarks', 'check_subject', 'benchmark', 'subject', 'unrelated_prompts', 'color_prompts',
-           'eval_templates', 'generic_captions']
+           'eval_templates', 'generic_captions', 'vocabulary']
 
 # %% ../../nbs/mini/05_data.ipynb #c003
 import difflib, re
 from pathlib import Path
 import torch
 from ..core import ForgetError, choose, rng, root
-from ..worlds.data import Benchmark, Subject
+from ..worlds.data import Benchmark, Subject, Word
 from ..worlds.folders import check_per_class, data_root
 from ..worlds.folders import subject as own_subject
 from ..worlds.folders import subjects as own_subjects
@@ -150,3 +150,13 @@ def generic_captions(n: int, seed: int=0) -> list[str]:
     def one():
         return caption(draw(names), draw(st) if g.random() < .4 else None, draw(co) if g.random() < .45 else None)
     return [one() for _ in range(n)]
+
+# %% ../../nbs/mini/05_data.ipynb #c005g
+def vocabulary() -> list[Word]:
+    "The words that the mini world knows, for an audit: its concepts (by benchmark, else by group), styles, colours."
+    of = {c: b for b, names in BENCHMARKS.items() for c in names}
+    rows = concepts().items()
+    things = [Word(name=c, prompt=caption(c), category=of.get(c, r['group'].lower())) for c, r in rows]
+    styles = [Word(name=f'{s} style', prompt=caption('balloon', style=s), category='styles') for s in STYLES.values()]
+    colors = [Word(name=c, prompt=p, category='colours') for c, p in zip(COLORS, color_prompts())]
+    return [*things, *styles, *colors]

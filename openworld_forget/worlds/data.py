@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUOTES', 'DETERMINERS', 'EXAMPLE', 'LIKE_CLASS', 'Subject', 'check_class_word', 'read_class_word',
-           'subject_from_folder', 'Benchmark', 'take_balanced', 'DataSource', 'MoreData', 'missing_members',
+           'subject_from_folder', 'Benchmark', 'take_balanced', 'Word', 'DataSource', 'MoreData', 'missing_members',
            'data_source']
 
 # %% ../../nbs/worlds/03_data.ipynb #c003
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 import torch, numpy as np
-from ..core import ForgetError, content_key, rng
+from ..core import ForgetError, Record, content_key, rng
 from .pictures import listing, load_image, picture_files, say
 from .world import World, WorldSpec, provider, spec_of
 
@@ -187,6 +187,13 @@ def take_balanced(labels: torch.Tensor, per_class: int, seed: int=0) -> torch.Te
     def some(c): return np.sort(rng(seed, 'balanced', int(c)).permutation(np.flatnonzero(labels == c))[:per_class])
     return torch.cat([torch.as_tensor(some(c)) for c in labels.unique()])
 
+# %% ../../nbs/worlds/03_data.ipynb #c020w
+class Word(Record):
+    "A word that a world can be asked about: its name, the prompt that says it, its category."
+    name: str
+    prompt: str
+    category: str = ''
+
 # %% ../../nbs/worlds/03_data.ipynb #c020b
 class DataSource(Protocol):
     "What the data of a world must offer: a module with these functions."
@@ -225,6 +232,8 @@ class MoreData(DataSource, Protocol):
         "A `ForgetError` unless this subject can be used; cheaper than `subject`, where that draws."
     def check_benchmarks(self, names: list[str]):
         "A `ForgetError` unless these benchmarks can be read, as far as can be told without decoding pictures."
+    def vocabulary(self) -> list[Word]:
+        "The words that the world knows: what an audit asks about."
 
 # %% ../../nbs/worlds/03_data.ipynb #c020e
 def missing_members(data) -> list[str]:
