@@ -415,9 +415,10 @@ def test_what_is_no_safetensors_file_says_what_it_is(base, tmp_path, content, sa
 
 def test_what_cannot_be_read_gives_the_true_reason(base, tmp_path):
     refused(base, write(tmp_path/'e.safetensors', {}), 'holds no tensors')
-    (tmp_path/'f').mkdir(); (tmp_path/'f/pytorch_lora_weights.bin').write_bytes(b'x'); refused(base, tmp_path/'f', 'Pickles', 'pytorch_lora_weights.bin')
-    (tmp_path/'x.gguf').write_bytes(b'x'); assert 'Pickles' not in refused(base, tmp_path/'x.gguf', 'not a safetensors file')
-    for key, family in (('cond_stage_model.transformer.x', 'SD 1'), ('cond_stage_model.model.x', 'SD 2'), ('conditioner.embedders.0.x', 'SDXL')):
+    (tmp_path/'f').mkdir(); (tmp_path/'f/pytorch_lora_weights.bin').write_bytes(b'x')
+    refused(base, tmp_path/'f', 'no whole file of torch.save', 'pytorch_lora_weights.bin')
+    (tmp_path/'x.gguf').write_bytes(b'x'); assert 'pickle' not in refused(base, tmp_path/'x.gguf', 'not a safetensors file').split('Expected')[0]
+    for key, family in (('cond_stage_model.model.x', 'SD 2'), ('conditioner.embedders.0.x', 'SDXL')):
         refused(base, write(tmp_path/'m.safetensors', {'model.diffusion_model.out.2.bias': r(4), key: r(2)}), 'single-file', family, 'from_single_file')
     refused(base, write(tmp_path/'n.safetensors', {'conv_in.weight': r(4, 4, 3, 3)}), 'config.json')
     f, _ = pairs(base, [TO_Q]); save_world(base, tmp_path/'p')
@@ -753,3 +754,108 @@ def test_words_that_are_there_twice_and_embeddings_of_nothing(base, tmp_path):
     refused(base, write(tmp_path/'a.safetensors', {'<Toy>': r(32), '<toy>': r(32)}), 'twice', 'capitals')
     assert 'needs [0' not in refused(base, write(tmp_path/'b.safetensors', {'<a>': r(0, 32)}), 'shape [0, 32]', 'no vector')
     refused(base, write(tmp_path/'c.safetensors', {'clip_l': r(2, 32), 'text_encoders_0': r(2, 32)}), 'clip_l', 'text_encoders_0')
+
+# ---- pickles: the tensors in them, and nothing else
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch): monkeypatch.setenv('OWF_CACHE', str(tmp_path/'cache'))
+
+def test_a_lora_in_a_pickle_is_that_lora(base, tmp_path, cache):
+    f, deltas = pairs(base, [TO_Q, CONV])
+    torch.save(f, tmp_path/'dog.bin'); assert exact(base, tmp_path/'dog.bin', deltas).label == 'dog'
+    (tmp_path/'d').mkdir(); torch.save({k: v.half() for k, v in f.items()}, tmp_path/'d/pytorch_lora_weights.bin')
+    assert probe(load_adapted(base, tmp_path/'d')).isfinite().all() and checkpoint_kind(tmp_path/'d')[0] == 'lora'
+    assert all(p.suffix == '.safetensors' for p in checkpoint_files(tmp_path/'d'))
+
+def test_an_embedding_of_a1111_in_a_pickle_is_called_by_its_file(base, tmp_path, cache):
+    v = r(2, 32)
+    torch.save({'string_to_param': {'*': torch.nn.Parameter(v)}, 'string_to_token': {'*': 265}, 'name': 'other', 'step': 5}, tmp_path/'my-cat.pt')
+    w = load_adapted(base, tmp_path/'my-cat.pt'); assert w.spec.token == '<my-cat>' and w.label == 'my-cat'
+    save_file({'emb_params': v}, tmp_path/'my-cat.safetensors')
+    assert torch.equal(rows(w, '<my-cat>'), rows(load_adapted(base, tmp_path/'my-cat.safetensors'), '<my-cat>'))
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_custom_diffusion_as_diffusers_script_writes_it(base, tmp_path, cache, whole):
+    "`.bin` by default: other keys and values, untouched attentions as empty dicts, the word beside it."
+    kv = {k: r(*p.shape) for k, p in base.unet.named_parameters() if k.endswith(('attn2.to_k.weight', 'attn2.to_v.weight'))}
+    name = lambda k: k.replace('.attn2.to_', '.attn2.processor.to_').replace('.weight', '_custom_diffusion.weight')
+    (d := tmp_path/'cd').mkdir(); v = r(32)
+    untouched = {'mid_block.attentions.0.transformer_blocks.0.attn1.processor': {}}
+    torch.save({**{name(k): t for k, t in kv.items()}, **untouched}, d/'pytorch_custom_diffusion_weights.bin')
+    torch.save({'<new1>': v}, d/'<new1>.bin')
+    w = load_adapted(base, d if whole else d/'pytorch_custom_diffusion_weights.bin'); own = dict(w.unet.named_parameters())
+    assert all(torch.equal(own[k], t) for k, t in kv.items()) and w.spec.token == '<new1>'
+    assert torch.equal(w.text_encoder.get_input_embeddings().weight[-1], v)
+
+def test_a_denoiser_in_a_pickle(base, tuned, tmp_path, cache):
+    tuned.unet.save_pretrained(tmp_path/'u', safe_serialization=False); assert [p.suffix for p in (tmp_path/'u').glob('diffusion*')] == ['.bin']
+    w = load_adapted(base, tmp_path/'u'); assert all(torch.equal(a, b) for a, b in zip(w.unet.parameters(), tuned.unet.parameters()))
+
+def test_a_pickle_with_something_else_gives_the_true_reason(base, tmp_path, cache):
+    "In the words of what was given, not of the copy; nothing runs."
+    torch.save({'mid_block.attentions.7.to_q.lora_A.weight': r(2, 32), 'mid_block.attentions.7.to_q.lora_B.weight': r(32, 2)}, tmp_path/'far.bin')
+    assert 'cache' not in refused(base, tmp_path/'far.bin', 'far.bin', 'another base')
+    torch.save({'w': torch.nn.Linear(1, 1)}, tmp_path/'code.ckpt'); refused(base, tmp_path/'code.ckpt', 'runs code', 'torch.nn.modules.linear.Linear')
+    torch.save({'state_dict': {'model.diffusion_model.out.2.bias': r(4), 'cond_stage_model.transformer.x': r(2)}}, tmp_path/'sd.ckpt')
+    refused(base, tmp_path/'sd.ckpt', 'sd.ckpt', 'denoiser')
+
+# ---- single files: Stable Diffusion 1 under the names of its first code
+
+RESNET = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3', 'time_emb_proj': 'emb_layers.1',
+          'conv_shortcut': 'skip_connection'}
+TOP = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0',
+       'conv_out': 'out.2', 'mid_block.resnets.0': 'middle_block.0', 'mid_block.attentions.0': 'middle_block.1', 'mid_block.resnets.1': 'middle_block.2'}
+
+def first_names(unet):
+    "Today's prefix of a module -> that of the first code."
+    n, out = unet.config.layers_per_block, dict(TOP)
+    for i, b in enumerate(unet.down_blocks):
+        for j in range(n):
+            out[f'down_blocks.{i}.resnets.{j}'] = f'input_blocks.{i*(n + 1) + 1 + j}.0'
+            out[f'down_blocks.{i}.attentions.{j}'] = f'input_blocks.{i*(n + 1) + 1 + j}.1'
+        out[f'down_blocks.{i}.downsamplers.0.conv'] = f'input_blocks.{(i + 1)*(n + 1)}.0.op'
+    for i, b in enumerate(unet.up_blocks):
+        for j in range(n + 1):
+            out[f'up_blocks.{i}.resnets.{j}'] = f'output_blocks.{i*(n + 1) + j}.0'
+            out[f'up_blocks.{i}.attentions.{j}'] = f'output_blocks.{i*(n + 1) + j}.1'
+        out[f'up_blocks.{i}.upsamplers.0.conv'] = f'output_blocks.{i*(n + 1) + n}.{2 if hasattr(b, "attentions") else 1}.conv'
+    return out
+
+def single_file(w, dtype=torch.float32):
+    "A world's denoiser and text encoder as one file has them."
+    out, names = {}, first_names(w.unet)
+    for k, v in w.unet.state_dict().items():
+        prefix = next(p for p in sorted(names, key=len, reverse=True) if k.startswith(p + '.'))
+        rest = k[len(prefix) + 1:]
+        if '.resnets.' in prefix: rest = RESNET[rest.rpartition('.')[0]] + '.' + rest.rpartition('.')[2]
+        out[f'model.diffusion_model.{names[prefix]}.{rest}'] = v.to(dtype)
+    bare = lambda k: k.removeprefix('text_model.')
+    out |= {f'cond_stage_model.transformer.text_model.{bare(k)}': v.to(dtype) for k, v in w.text_encoder.state_dict().items()}
+    return out | {'cond_stage_model.transformer.text_model.embeddings.position_ids': torch.arange(77)[None]}
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_single_file_is_its_denoiser_and_text_encoder(base, tuned, tmp_path, dtype):
+    w = load_adapted(base, write(tmp_path/'dream.safetensors', single_file(tuned, dtype)))
+    assert w.label == 'dream' and checkpoint_kind(tmp_path)[0] == 'single'
+    for part in ('unet', 'text_encoder'):
+        want = getattr(tuned, part).state_dict(); assert all(torch.equal(v, want[k].to(dtype).float()) for k, v in getattr(w, part).state_dict().items())
+    assert w.vae is base.vae and set(differences(base, tmp_path/'dream.safetensors'))
+    half = load_adapted(base, tmp_path/'dream.safetensors', strength=.5); a, b, c = (next(x.unet.parameters()) for x in (base, half, w))
+    assert torch.allclose(b, (a + c)/2, atol=1e-6)
+
+def test_a_single_file_is_what_diffusers_makes_of_it(base, tuned, folder, tmp_path):
+    "On the mini world: diffusers' own reader of single files gives the same network."
+    from diffusers import UNet2DConditionModel
+    f = write(tmp_path/'one.safetensors', single_file(tuned))
+    theirs = UNet2DConditionModel.from_single_file(str(f), config=str(folder), subfolder='unet', local_files_only=True).state_dict()
+    ours = load_adapted(base, f).unet.state_dict(); assert set(ours) == set(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+def test_a_single_file_with_another_vae_or_without_text_says_so(base, tuned, tmp_path, capsys):
+    f = {k: v for k, v in single_file(tuned).items() if not k.startswith('cond_stage')}
+    load_adapted(base, write(tmp_path/'a.safetensors', {**f, 'first_stage_model.quant_conv.weight': r(8, 8, 1, 1)}))
+    said = capsys.readouterr().out; assert 'another VAE' in said and 'no text encoder' in said
+
+def test_a_single_file_of_another_architecture_or_cut_is_refused(base, mini, tuned, tmp_path):
+    f = single_file(tuned); cut = {k: v for k, v in f.items() if k != 'model.diffusion_model.out.2.bias'}
+    refused(base, write(tmp_path/'cut.safetensors', cut), '1 tensors of its denoiser', 'conv_out.bias')
+    refused(mini, write(tmp_path/'far.safetensors', f), 'another')

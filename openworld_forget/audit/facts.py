@@ -34,7 +34,7 @@ SAID = {            # header field -> what it is, in the order in which it is pr
 
 KINDS = dict(
     own='a run of this package', lora='weight differences', peft='a folder of peft', custom='a Custom Diffusion folder',
-    inversion='a textual inversion', unet='a whole denoiser', pipeline='a whole pipeline',
+    inversion='a textual inversion', unet='a whole denoiser', pipeline='a whole pipeline', single='a whole model in one file',
 )
 
 # %% ../../nbs/audit/01_facts.ipynb #c006
