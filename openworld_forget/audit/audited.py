@@ -51,10 +51,13 @@ def name_of(file: Path|str) -> str:
     "A checkpoint's name, as a folder may be called: its file name in lower case, letters and digits."
     p = Path(file).expanduser()
     stem = p.name if p.is_dir() else p.stem
-    generic = stem in ('adapter', 'pytorch_lora_weights', 'adapter_model', 'diffusion_pytorch_model', 'learned_embeds', 'model')
+    generic = stem in (
+        'adapter', 'pytorch_lora_weights', 'adapter_model', 'diffusion_pytorch_model', 'learned_embeds', 'model',
+    )
     if generic and p.parent.name: stem = f'{p.parent.name}-{stem}'
     return re.sub('[^a-z0-9]+', '-', stem.lower()).strip('-')[:60] or 'file'
 
+# %% ../../nbs/audit/03_audited.ipynb #c008b
 class Audited:
     "The context of an audit; `home` is its folder."
     def __init__(
@@ -75,8 +78,9 @@ class Audited:
         study = Study.make(name='audit', world=world, budget=self.extent.study, checkpoints={self.name: str(self.file)},
                            overrides=dict(fresh=self.extent.fresh))
         self.run = Run(json.dumps(study.model_dump(mode='json')), str(self.home), method=self.name)
-        if len(key) == 32 and key[:16] != made_by('audit', self.spec.data):
-            raise ForgetError('The source or the template was edited after this step was planned. Run the same command again.')
+        if len(key) == 32 and key[:16] not in {made_by(t, self.spec.data) for t in ('audit', 'series')}:
+            raise ForgetError('The source or the template was edited after this step was planned. '
+                              'Run the same command again.')
 
     @property
     def base(self): return self.run.world
@@ -118,8 +122,12 @@ def pictures(self:Audited, words: list[Word]) -> Pictures:
     k = self.extent.seeds
     prompts = [w.prompt for w in words for _ in range(k)]
     seeds = {f: [seed_for(f, 'look', w.name, j) for w in words for j in range(k)] for f in (0, 1)}
-    return Pictures(prompts, self.run.images(self.base, prompts, seeds[0]), self.run.images(self.adapted, prompts, seeds[0]),
-                    self.run.images(self.base, prompts, seeds[1]))
+    return Pictures(
+        prompts,
+        self.run.images(self.base, prompts, seeds[0]),
+        self.run.images(self.adapted, prompts, seeds[0]),
+        self.run.images(self.base, prompts, seeds[1]),
+    )
 
 @patch
 def chance(self:Audited, among: list[Word], k: int, what: str) -> list[Word]:
@@ -130,15 +138,16 @@ def chance(self:Audited, among: list[Word], k: int, what: str) -> list[Word]:
 # %% ../../nbs/audit/03_audited.ipynb #c013
 @patch
 def labelled(self:Audited) -> dict[str, list[tuple[str, str, int]]]:
-    "Name of a word -> (benchmark, split, class number) where the world has labelled images of it; empty where it has none."
+    "A word's name -> (benchmark, split, class number) where the world has labelled images; empty where it has none."
     out, data = {}, provider(self.spec)
-    if not self.run.benchmarks(): return out
-    for name, split in self.run.benchmarks():
+    try: found = self.run.benchmarks()
+    except ForgetError: return out                              # a world of one's own may have none
+    for name, split in found:
         classes = data.benchmark(name, split, self.base.resolution, 1).classes
         for c, cls in enumerate(classes): out.setdefault(cls, []).append((name, split, c))
     return out
 
 @patch
-def finish(self:Audited, files: list[str], **more):
+def finish(self:Audited, files: list[str], name: str='audit', **more):
     "Write the manifest, last."
-    write_step(self.home, 'audit', self.key, None, files, **more)
+    write_step(self.home, name, self.key, None, files, **more)

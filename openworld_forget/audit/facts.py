@@ -33,8 +33,14 @@ SAID = {            # header field -> what it is, in the order in which it is pr
 }
 
 KINDS = dict(
-    own='a run of this package', lora='weight differences', peft='a folder of peft', custom='a Custom Diffusion folder',
-    inversion='a textual inversion', unet='a whole denoiser', pipeline='a whole pipeline', single='a whole model in one file',
+    own='a run of this package',
+    lora='weight differences',
+    peft='a folder of peft',
+    custom='a Custom Diffusion folder',
+    inversion='a textual inversion',
+    unet='a whole denoiser',
+    pipeline='a whole pipeline',
+    single='a whole model in one file',
 )
 
 # %% ../../nbs/audit/01_facts.ipynb #c006
@@ -55,8 +61,16 @@ class Facts:
     def lines(self) -> list[tuple[str, str]]:
         "(what, value) pairs, for a page."
         ranks = ', '.join(f'{r} ({n} layers)' for r, n in sorted(self.ranks.items()))
-        rows = [('file', str(self.path.name)), ('kind', self.about), ('size', f'{self.megabytes:.1f} MB, {self.tensors} tensors'),
-                ('rank', ranks), ('made for', self.made_for), *self.said.items(), ('trigger', ', '.join(self.triggers)), ('content', self.key)]
+        rows = [
+            ('file', str(self.path.name)),
+            ('kind', self.about),
+            ('size', f'{self.megabytes:.1f} MB, {self.tensors} tensors'),
+            ('rank', ranks),
+            ('made for', self.made_for),
+            *self.said.items(),
+            ('trigger', ', '.join(self.triggers)),
+            ('content', self.key),
+        ]
         return [(k, v) for k, v in dict(rows).items() if v]
 
 # %% ../../nbs/audit/01_facts.ipynb #c007
@@ -70,7 +84,7 @@ def _ranks(shapes: dict) -> dict[int, int]:
     return out
 
 def _triggers(meta: dict, kind: str, path: Path) -> list[str]:
-    "Words that call what was learned: from this package's record, the header's phrase, the tags of the training images."
+    "Words that call what was learned: from this package's record, the header's phrase, the tags of training images."
     try: tags = json.loads(meta.get('ss_tag_frequency', '{}'))
     except ValueError: tags = {}
     count = {}
@@ -89,7 +103,11 @@ def _of_this_package(meta: dict) -> dict[str, str]:
     m, log = meta.get('method') or {}, meta.get('log') or []
     if not isinstance(m, dict): return {}
     said = dict(method=m.get('name'), subject=meta.get('subject'), seed=meta.get('seed'))
-    said |= {'training steps': len(log) or None, 'weight of prior preservation': m.get('prior'), 'weight of drift correction': m.get('correction')}
+    said |= {
+        'training steps': len(log) or None,
+        'weight of prior preservation': m.get('prior'),
+        'weight of drift correction': m.get('correction'),
+    }
     return {k: str(v) for k, v in said.items() if v not in (None, '')}
 
 def facts(path: Path|str) -> Facts:
@@ -116,8 +134,11 @@ def facts(path: Path|str) -> Facts:
 def check_base(spec: WorldSpec, path: Path|str):
     "A `ForgetError` when the header of a checkpoint says that it was made for another kind of base than this world's."
     kind, p = checkpoint_kind(path)
-    if kind not in ('lora', 'inversion') or not (folder := find_source(spec.source, spec.revision, f'World {spec.name!r}')): return
+    if kind not in ('lora', 'inversion'): return
+    folder = find_source(spec.source, spec.revision, f'World {spec.name!r}')
+    if not folder: return
     at = folder/'unet/config.json', folder/'scheduler/scheduler_config.json'
     width, says = read_json(at[0]).get('cross_attention_dim'), read_json(at[1]).get('prediction_type', 'epsilon')
-    like = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width)), prediction=says, spec=spec)
+    unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width))
+    like = SimpleNamespace(unet=unet, prediction=says, spec=spec)
     check_header(like, p, header(p))

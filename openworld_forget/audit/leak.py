@@ -17,7 +17,7 @@ from ..worlds.world import provider
 
 # %% ../../nbs/audit/05_leak.ipynb #c005
 def token_and_class(a: Audited) -> tuple[str, str]:
-    """The word that calls what was learned, and its class: as given, else as the file says; '' where nothing is known."""
+    "The word that calls what was learned, and its class: as given, else as the file says; '' where nothing is known."
     words = {w.name for w in a.words}
     token, cls = a.token, a.class_word
     subject = a.facts.said.get('subject', '')
@@ -34,10 +34,16 @@ def ratio(above, below) -> tuple[float, float, float]:
     "sqrt(mean(above)/mean(below)) of squares [n], [m] of independent units, with its 95 % interval."
     x, y = np.asarray(above, float), np.asarray(below, float)
     if not y.mean() > 0: return np.nan, np.nan, np.nan
-    e = jackknife(np.sqrt(leave_out(len(x))@x/y.mean()), np.sqrt(x.mean()/(leave_out(len(y))@y))) if x.mean() > 0 else None
-    return (0., 0., 0.) if e is None else (e.value, *e.interval((0, np.inf)))
+    if not x.mean() > 0: return 0., 0., 0.
+    e = jackknife(np.sqrt(leave_out(len(x))@x/y.mean()), np.sqrt(x.mean()/(leave_out(len(y))@y)))
+    return e.value, *e.interval((0, np.inf))
 
-GROUPS = dict(word='with its word', cls='its class, without the word', siblings='siblings of the class', others='other words')
+GROUPS = dict(
+    word='with its word',
+    cls='its class, without the word',
+    siblings='siblings of the class',
+    others='other words',
+)
 
 # %% ../../nbs/audit/05_leak.ipynb #c009
 @dataclass

@@ -20,7 +20,8 @@ from ..worlds.data import Word
 
 # %% ../../nbs/audit/04_looks.ipynb #c006
 def chosen(a: Audited, table: pd.DataFrame) -> tuple[list[Word], list[Word]]:
-    "(suspects, controls): the most changed words of a scan's table, half of them with test images where there are any, and as many by chance."
+    """(suspects, controls): the most changed words of a scan's table, half of them with test images where there are
+    any, and as many by chance."""
     by, k = {w.name: w for w in a.words}, a.extent.suspects
     ranked, tested = [by[w] for w in table.word], a.labelled()
     if not table.change.max() > 0: ranked = []                       # nothing changed: there is nothing to suspect
@@ -36,11 +37,12 @@ def chosen(a: Audited, table: pd.DataFrame) -> tuple[list[Word], list[Word]]:
 
 # %% ../../nbs/audit/04_looks.ipynb #c008
 def colour_words(before: np.ndarray, after: np.ndarray) -> str:
-    """What became of the colours of same-seed pictures, from their histograms [n, 11]: '24 % fewer grey pixels, towards blue';
-    '' where nothing can be told."""
+    """What became of the colours of same-seed pictures, from their histograms [n, 11]:
+    '24 % fewer grey pixels, towards blue'; '' where nothing can be told."""
     d = after - before                                                                                # (n, 11)
     if len(d) < 4: return ''
-    h = student.ppf(1 - .025/len(TERMS), len(d) - 1)*d.std(0, ddof=1)/len(d)**.5      # Bonferroni: eleven colours are asked
+    # Bonferroni: eleven colours are asked
+    h = student.ppf(1 - .025/len(TERMS), len(d) - 1)*d.std(0, ddof=1)/len(d)**.5
     sure = np.abs(d.mean(0)) > np.maximum(h, .005)
     lost, won = (np.where(sure & (s*d.mean(0) > 0), np.abs(d.mean(0)), 0) for s in (-1, 1))
     if not max(lost.max(), won.max()) > 0: return ''
@@ -50,8 +52,8 @@ def colour_words(before: np.ndarray, after: np.ndarray) -> str:
 
 # %% ../../nbs/audit/04_looks.ipynb #c011
 def drawn_rows(pictures: Pictures, words: list[Word], suspects: int) -> pd.DataFrame:
-    """A row per word: LPIPS of same-seed pictures (`moved`, with interval), of other seeds (`other`), their ratio `share`,
-    colour drift above its floor (`colour`, with interval), and what became of the colours in words."""
+    """A row per word: LPIPS of same-seed pictures (`moved`, with interval), of other seeds (`other`), their ratio
+    `share`, colour drift above its floor (`colour`, with interval), and what became of the colours in words."""
     judge = lpips_judge()
     x, h = pictures.by_prompt(lambda x: x), pictures.by_prompt(name_histogram)
     away = {k: {p: lpips_distances(judge, x['base'][p], x[k][p]) for p in x['base']} for k in ('adapted', 'floor')}
@@ -65,9 +67,12 @@ def drawn_rows(pictures: Pictures, words: list[Word], suspects: int) -> pd.DataF
         low, high = mean_interval_of(single)
         other = perceived.floor[w.prompt]
         out.append(dict(
-            word=w.name, why='most changed' if i < suspects else 'by chance', moved=single.mean(), low=max(low, 0.) if low == low else low,
-            high=high, other=other, share=single.mean()/other if other > 0 else np.nan, colour=cdi.value[w.prompt],
-            colour_floor=cdi.floor[w.prompt], colours=colour_words(h['base'][w.prompt], h['adapted'][w.prompt]), n=len(single), network=judge.name,
+            word=w.name, why='most changed' if i < suspects else 'by chance',
+            moved=single.mean(), low=max(low, 0.) if low == low else low, high=high,
+            other=other, share=single.mean()/other if other > 0 else np.nan,
+            colour=cdi.value[w.prompt], colour_floor=cdi.floor[w.prompt],
+            colours=colour_words(h['base'][w.prompt], h['adapted'][w.prompt]),
+            n=len(single), network=judge.name,
         ))
     return pd.DataFrame(out)
 

@@ -28,7 +28,8 @@ def base_pictures(
 ) -> torch.Tensor:               # uint8 [W*n, 3, H, W], word by word
     "What the base draws for every word."
     seeds = [seed_for(0, 'scan', w.name, k) for w in words for k in range(n)]
-    return generate(base, [w.prompt for w in words for _ in range(n)], seeds, steps=steps, cache=cache, desc='base pictures')
+    prompts = [w.prompt for w in words for _ in range(n)]
+    return generate(base, prompts, seeds, steps=steps, cache=cache, desc='base pictures')
 
 # %% ../../nbs/audit/02_scan.ipynb #c008
 TERMS = (               # what is kept of a point, means over the latent
@@ -45,21 +46,24 @@ def timesteps(world: World, k: int) -> list[int]:
 def _points(base, z, names, ts):
     "Noised latents [n, T, c, h, w] of latents [n, c, h, w] and their noise."
     e = torch.stack([noise(base.latent_shape, t, 'scan', names) for t in ts], 1).to(z)                # (n, T, c, h, w)
-    zt = torch.stack([base.add_noise(z, e[:, i], torch.full((len(z),), t, device=z.device)) for i, t in enumerate(ts)], 1)
-    return zt, e
+    noised = [base.add_noise(z, e[:, i], torch.full((len(z),), t, device=z.device)) for i, t in enumerate(ts)]
+    return torch.stack(noised, 1), e
 
 # %% ../../nbs/audit/02_scan.ipynb #c009
 def _heard(world, zt, ts, text, null) -> torch.Tensor:
-    "Predicted noise [n, T, 2, c, h, w] of noised latents [n, T, c, h, w]: with the text states [n, ...], and with the empty prompt's."
+    """Predicted noise [n, T, 2, c, h, w] of noised latents [n, T, c, h, w]: with the text states [n, ...], and with the
+    empty prompt's."""
     out = []
     for i, t in enumerate(ts):
         at, x = torch.full((len(zt),), t, device=zt.device), zt[:, i]
-        out.append(torch.stack([world.epsilon(world.predict(x, at, c), x, at) for c in (text, null.expand(len(x), -1, -1))], 1))
+        states = text, null.expand(len(x), -1, -1)
+        out.append(torch.stack([world.epsilon(world.predict(x, at, c), x, at) for c in states], 1))
     return torch.stack(out, 1)
 
 # %% ../../nbs/audit/02_scan.ipynb #c010
 def _terms(e, a, b) -> torch.Tensor:
-    "The means `TERMS` [n, T, 8], float64, of noise e [n, T, c, h, w] and predictions [n, T, 2, c, h, w] of adapted world and base."
+    """The means `TERMS` [n, T, 8], float64, of noise e [n, T, c, h, w] and predictions [n, T, 2, c, h, w] of adapted
+    world and base."""
     e, a, b = e.double(), a.double(), b.double()
     m = lambda x: x.flatten(2).mean(-1)                                                               # (n, T)
     dc, dn = (a - b).unbind(2)                                                                        # (n, T, c, h, w)
@@ -75,7 +79,8 @@ class Scan:
     guidance: float
     forwards: int               # denoiser evaluations of the adapted world
 
-KEPT = 2**24        # numbers of the base's predictions that are kept; more are made again, which costs less than reading them
+# numbers of the base's predictions that are kept; more are made again, which costs less than reading them
+KEPT = 2**24
 
 # %% ../../nbs/audit/02_scan.ipynb #c013
 @torch.no_grad()
@@ -90,8 +95,8 @@ def scan(
     if not words or n*len(words) != len(pictures) or not n:
         raise ForgetError(f'{len(pictures)} pictures for {len(words)} words: expected equally many of each word.')
     ts, names = timesteps(base, steps), [f'{w.name} {k}' for w in words for k in range(n)]
-    z = base.encode(pictures)                                                                         # (W n, c, h, w)
-    said = {w: w.encode_text(['', *(x.prompt for x in words)]) for w in (base, adapted)}              # (1 + W, length, width)
+    z = base.encode(pictures)                                                                 # (W n, c, h, w)
+    said = {w: w.encode_text(['', *(x.prompt for x in words)]) for w in (base, adapted)}      # (1 + W, length, width)
     def heard(world, i, zt):
         which = 1 + torch.arange(i, i + len(zt), device=zt.device)//n
         return _heard(world, zt, ts, said[world][which], said[world][:1])
@@ -99,13 +104,15 @@ def scan(
     def reference():
         return {'heard': torch.cat([heard(base, i, zt).cpu() for i, zt, _ in tqdm(chunks, desc='base', leave=False)])}
     few = cache and 2*steps*z.numel() <= KEPT
-    key = [base.key, base.tokens([w.prompt for w in words]), names, pictures, ts, batch, source_key(__name__)] if few else []
-    kept = cached(Path(cache)/f'heard-{content_key(*key)}.safetensors', reference)['heard'] if few else None
+    if few:
+        key = base.key, base.tokens([w.prompt for w in words]), names, pictures, ts, batch, source_key(__name__)
+        kept = cached(Path(cache)/f'heard-{content_key(*key)}.safetensors', reference)['heard']
     out = []
     for i, zt, e in tqdm(chunks, desc='scan', leave=False):
         b = kept[i:i+len(zt)].to(zt) if few else heard(base, i, zt)
         out.append(_terms(e, heard(adapted, i, zt), b).cpu())
-    return Scan(words, torch.cat(out).view(len(words), n, steps, len(TERMS)).numpy(), base.spec.guidance, 2*steps*len(z))
+    terms = torch.cat(out).view(len(words), n, steps, len(TERMS)).numpy()
+    return Scan(words, terms, base.spec.guidance, 2*steps*len(z))
 
 # %% ../../nbs/audit/02_scan.ipynb #c015
 def drifts(s: Scan, pictures=slice(None)) -> dict[str, np.ndarray]:
@@ -133,9 +140,10 @@ def word_table(s: Scan) -> pd.DataFrame:
     d = drifts(s)
     if not (d['said'].mean(1) > 0).all():
         mute = s.words[int(np.argmin(d['said'].mean(1)))]
-        raise ForgetError(f'The base hears nothing in {mute.prompt!r}: its prediction is that of the empty prompt. Take the word out.')
+        raise ForgetError(f'The base hears nothing in {mute.prompt!r}: its prediction is that of the empty prompt. '
+                          'Take the word out.')
     said = d['said'].mean(1)
-    each = d['guided']/said[:, None]                                                                  # (W, n), squared change
+    each = d['guided']/said[:, None]                                                          # (W, n), squared change
     lohi = [tuple(np.sqrt(np.maximum(v, 0))) for v in map(mean_interval_of, each)]
     t = pd.DataFrame(dict(
         word=[w.name for w in s.words],
@@ -151,7 +159,7 @@ def word_table(s: Scan) -> pd.DataFrame:
     return t.sort_values('change', ascending=False, kind='stable', ignore_index=True)
 
 def over_words(t: pd.DataFrame) -> pd.DataFrame:
-    "Mean change of every category with five words or more, and of all words, with intervals over words; most changed first."
+    "Mean change of every category of five words or more, and of all words, intervals over words; most changed first."
     groups = {'(all words)': t, **{c: g for c, g in t.groupby('category', sort=False) if c and len(g) >= ENOUGH}}
     rows = [(c, g.change.mean(), *mean_interval_of(g.change), len(g)) for c, g in groups.items()]
     out = pd.DataFrame(rows, columns=['category', 'change', 'low', 'high', 'words'])
@@ -159,7 +167,8 @@ def over_words(t: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/audit/02_scan.ipynb #c018
 def reliability(s: Scan) -> float:
-    "Of the ranking of words by change: rank correlation of odd and even pictures, r -> 2r/(1 + r); NaN with one picture, or no change."
+    """Of the ranking of words by change: rank correlation of odd and even pictures, r -> 2r/(1 + r); NaN with one
+    picture, or no change."""
     if s.terms.shape[1] < 2: return np.nan
     a, b = (np.mean(d['guided'], 1)/np.mean(d['said'], 1) for d in (drifts(s, slice(k, None, 2)) for k in (0, 1)))
     if not (np.ptp(a) > 0 and np.ptp(b) > 0): return np.nan

@@ -43,26 +43,37 @@ def _pm(v, low, high, digits=2) -> str:
 def said_of_drawing(f: Found) -> Answer:
     "Does it still draw other things as before?"
     question, t = 'Does it still draw other things as before?', f.words
-    if not t.change.max() > 0: return Answer(f.name, question, 'yes, exactly', 'good', f'no prediction of {len(t)} words changed at all', '')
+    if not t.change.max() > 0:
+        text = f'no prediction of {len(t)} words changed at all'
+        return Answer(f.name, question, 'yes, exactly', 'good', text, '')
     every = over_words(t).set_index('category').loc['(all words)']
-    text = f'mean change {_pm(every.change, every.low, every.high)} over {len(t)} words (1: as much as the word itself says; floor 0)'
+    text = (f'mean change {_pm(every.change, every.low, every.high)} over {len(t)} words '
+            '(1: as much as the word itself says; floor 0)')
     d = f.drawn[f.drawn.why == 'by chance'] if len(f.drawn) else f.drawn
     if not len(d): return Answer(f.name, question, 'not measured', 'open', text, '')
     low, high = mean_interval_of(d.share)
-    verdict, tone = ('too few words for a verdict', 'open') if not np.isfinite(low) else (
-        ('no: other pictures change', 'bad') if low > VISIBLE else ('yes, nearly', 'good') if high <= VISIBLE else ('not decided', 'open'))
-    text += f'; pictures of {len(d)} words by chance moved by {_pm(d.share.mean(), low, high)} of what another seed changes (LPIPS)'
+    verdict, tone = (
+        ('too few words for a verdict', 'open') if not np.isfinite(low) else
+        ('no: other pictures change', 'bad') if low > VISIBLE else
+        ('yes, nearly', 'good') if high <= VISIBLE else
+        ('not decided', 'open')
+    )
+    text += (f'; pictures of {len(d)} words by chance moved by {_pm(d.share.mean(), low, high)} '
+             'of what another seed changes (LPIPS)')
     return Answer(f.name, question, verdict, tone, text, '')
 
 # %% ../../nbs/audit/06_told.ipynb #c007
 def said_of_recognition(f: Found) -> Answer:
     "Does it still recognize other things?"
     question, r = 'Does it still recognize other things?', f.recognized
-    if not len(r.rows): return Answer(f.name, question, 'not measured', 'open', 'there are no labelled images of these words here', '')
+    if not len(r.rows):
+        text = 'there are no labelled images of these words here'
+        return Answer(f.name, question, 'not measured', 'open', text, '')
     sus, con = (r.rows[r.rows.why == k] for k in ('most changed', 'by chance'))
     tell = lambda t: ', '.join(f'{x["class"]} {_pm(x["drop"], x.low, x.high, 0)} points' for _, x in t.iterrows())
     chance = f'{int((con.p_holm <= .05).sum())} of {len(con)} by chance' if len(con) else 'none by chance was asked'
-    text = f'{len(r.less)} of {len(sus)} most changed words lost accuracy on fresh images, {chance} (the base under other noise: {r.alarms})'
+    text = (f'{len(r.less)} of {len(sus)} most changed words lost accuracy on fresh images, {chance} '
+            f'(the base under other noise: {r.alarms})')
     if r.less: return Answer(f.name, question, 'some not', 'bad', f'{text}: {tell(sus[sus["class"].isin(r.less)])}', '')
     return Answer(f.name, question, 'no loss shown', 'open', f'{text}; n = {int(r.rows.n.min())} images a word', '')
 
@@ -72,10 +83,14 @@ def said_of_colours(f: Found) -> Answer:
     question, d = 'What became of the colours?', f.drawn
     if not len(d): return Answer(f.name, question, 'not measured', 'open', '', '')
     said = d[d.colours != '']
-    tell = '; '.join(f'{x.word}: {x.colours}' for _, x in said.sort_values('colour', ascending=False).head(4).iterrows())
-    text = (f'mean Color Drift Index {d.colour.mean():.3f} of same-seed pictures, other seeds {d.colour_floor.mean():.3f}; '
+    most = said.sort_values('colour', ascending=False).head(4)
+    tell = '; '.join(f'{x.word}: {x.colours}' for _, x in most.iterrows())
+    text = (f'mean Color Drift Index {d.colour.mean():.3f} of same-seed pictures, '
+            f'other seeds {d.colour_floor.mean():.3f}; '
             f'{len(said)} of {len(d)} words changed colour beyond their noise')
-    if not len(said): return Answer(f.name, question, 'no change shown', 'good' if not f.words.change.max() > 0 else 'open', text, '')
+    if not len(said):
+        tone = 'good' if not f.words.change.max() > 0 else 'open'
+        return Answer(f.name, question, 'no change shown', tone, text, '')
     return Answer(f.name, question, 'some changed', 'bad', f'{text}: {tell}', '')
 
 # %% ../../nbs/audit/06_told.ipynb #c009
@@ -86,10 +101,13 @@ def said_of_leak(f: Found) -> Answer:
         how = 'neither its word nor its class is known: say `--token` and `--class-word`'
         return Answer(f.name, question, 'not measured', 'open', how, '')
     t = k.rows.set_index('group')
-    if not t.effect.max() > 0: return Answer(f.name, question, 'it does nothing', 'open', 'also with its word no prediction changed', '')
+    if not t.effect.max() > 0:
+        text = 'also with its word no prediction changed'
+        return Answer(f.name, question, 'it does nothing', 'open', text, '')
     share = lambda r: f'{100*r.share:.0f} %' + (f' [{100*r.low:.0f}, {100*r.high:.0f}]' if np.isfinite(r.low) else '')
     part = lambda g: f'{g} {share(t.loc[g])}' if g in t.index else ''
-    text = 'of its effect remain: ' + '; '.join(filter(None, map(part, (GROUPS['cls'], GROUPS['siblings'], GROUPS['others']))))
+    parts = map(part, (GROUPS['cls'], GROUPS['siblings'], GROUPS['others']))
+    text = 'of its effect remain: ' + '; '.join(filter(None, parts))
     o = t.loc[GROUPS['others']]
     if o.share == 0: return Answer(f.name, question, 'no', 'good', f'{text} (word: {k.token}, class: {k.cls})', '')
     verdict, tone = ('yes', 'bad') if o.low > .1 else ('hardly', 'good') if o.high <= .1 else ('not decided', 'open')
@@ -110,12 +128,14 @@ def ranked_words(f: Found, top: int=24, least: int=8):
     if seen.any(): ax.hlines(at[seen], ends.low[seen], ends.high[seen], color=FLOOR, lw=2)
     ax.plot(ends.change, at, 'o', color=INK, ms=4)
     if len(ends) < len(t): ax.axhline(least - .5, color=FLOOR, lw=.8, ls=':')
-    ax.set(yticks=at, yticklabels=ends.word, xlabel='change (1: what the word itself says)', title=f'Most and least changed of {len(t)} words')
+    ax.set(yticks=at, yticklabels=ends.word, xlabel='change (1: what the word itself says)',
+           title=f'Most and least changed of {len(t)} words')
     ax.set_xlim(left=0)
     k = np.arange(len(by))[::-1]
     ay.hlines(k, by.low, by.high, color=FLOOR, lw=2)
     ay.plot(by.change, k, 'o', color=INK, ms=4)
-    ay.set(yticks=k, yticklabels=[f'{c} ({n})' for c, n in zip(by.category, by.words)], xlabel='mean change, 95 % over words', title='By category')
+    ay.set(yticks=k, yticklabels=[f'{c} ({n})' for c, n in zip(by.category, by.words)],
+           xlabel='mean change, 95 % over words', title='By category')
     ay.set_xlim(left=0)
     return fig
 
@@ -129,10 +149,15 @@ def same_seed_wall(f: Found, columns: int=12):
 
 # %% ../../nbs/audit/06_told.ipynb #c013
 def write_audit(a: Audited, f: Found, answers: list[Answer], figures: tuple[str, ...]=()):
-    """Write `audit.csv` (the words), `looks.csv`, `recognized.csv`, `leak.csv`, and last `audit.json`: what was found in short,
-    what made it, and its files."""
+    """Write `audit.csv` (the words), `looks.csv`, `recognized.csv`, `leak.csv`, and last `audit.json`: what was found
+    in short, what made it, and its files."""
     every = over_words(f.words).set_index('category').loc['(all words)']
-    tables = {'audit.csv': f.words, 'looks.csv': f.drawn, 'recognized.csv': f.recognized.rows, 'leak.csv': f.leak.rows if f.leak else pd.DataFrame()}
+    tables = {
+        'audit.csv':      f.words,
+        'looks.csv':      f.drawn,
+        'recognized.csv': f.recognized.rows,
+        'leak.csv':       f.leak.rows if f.leak else pd.DataFrame(),
+    }
     files = [f'figures/{n}.{e}' for n in figures for e in ('pdf', 'png')]
     for name, t in tables.items():
         if len(t.columns):
@@ -140,8 +165,10 @@ def write_audit(a: Audited, f: Found, answers: list[Answer], figures: tuple[str,
             files.append(name)
     clean = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
     whole = dict(
-        file=str(a.file), content=a.facts.key, facts=dict(a.facts.lines()), base=a.spec.name, base_key=a.base.key, budget=a.budget,
-        change=dict(mean=clean(float(every.change)), low=clean(float(every.low)), high=clean(float(every.high)), words=len(f.words)),
+        file=str(a.file), content=a.facts.key, facts=dict(a.facts.lines()),
+        base=a.spec.name, base_key=a.base.key, budget=a.budget,
+        change=dict(mean=clean(float(every.change)), low=clean(float(every.low)), high=clean(float(every.high)),
+                    words=len(f.words)),
         reliability=clean(reliability(f.scan)), forwards=f.scan.forwards,
         most=f.words.word.head(10).tolist(), least=f.words.word.tail(10).tolist()[::-1],
         recognized_less=f.recognized.less, alarms=f.recognized.alarms,

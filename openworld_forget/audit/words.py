@@ -120,7 +120,7 @@ def everyday(template: str) -> list[Word]:
 
 # %% ../../nbs/audit/00_words.ipynb #c010
 def words_from_file(path: Path|str, template: str) -> list[Word]:
-    "One word a line, with a category and a prompt where they are given (CSV); empty lines and lines with # are skipped."
+    "One word a line, with category and prompt where they are given (CSV); empty lines and lines with # are skipped."
     path = Path(path).expanduser()
     try: text = path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise ForgetError(f'The list of words {path} does not exist. Check the path.') from None
@@ -130,7 +130,8 @@ def words_from_file(path: Path|str, template: str) -> list[Word]:
     for i, row in enumerate(csv.reader(lines, skipinitialspace=True), 1):
         cells = [c.strip() for c in row]
         if not any(cells) or cells[0].startswith('#'): continue
-        if len(cells) > 3: raise ForgetError(f'{path}, line {i}: expected word,category,prompt, got {len(cells)} entries.')
+        if len(cells) > 3:
+            raise ForgetError(f'{path}, line {i}: expected word,category,prompt, got {len(cells)} entries.')
         if not cells[0]: raise ForgetError(f'{path}, line {i}: the word is empty.')
         name, category, prompt = (cells + ['', ''])[:3]
         out.append(Word(name=name, category=category, prompt=prompt or template.format(name)))

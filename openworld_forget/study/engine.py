@@ -45,7 +45,7 @@ def surroundings(threads: int) -> dict[str, str]:
         'PYDEVD_DISABLE_FILE_VALIDATION': '1',
         'PYTHONUTF8': '1',                                  # whatever the locale
         'PYTHONIOENCODING': 'utf-8',
-        'JUPYTER_PREFER_ENV_PATH': '1',                     # this environment's kernel, not a `python3` of the home folder
+        'JUPYTER_PREFER_ENV_PATH': '1',                     # this environment's kernel, no `python3` of the home folder
         **ONE_THREAD,
     }
 
@@ -69,7 +69,8 @@ def run_step(cmd: list[str], folder: str, name: str, env: dict, *needs) -> float
         log.write(shlex.join(cmd) + '\n')
         log.flush()
         code = warm_run(cmd, env, str(path))
-        if code is None: code = subprocess.run(cmd, stdout=log, stderr=log, env=env, stdin=subprocess.DEVNULL).returncode
+        if code is None:
+            code = subprocess.run(cmd, stdout=log, stderr=log, env=env, stdin=subprocess.DEVNULL).returncode
     if code: raise RuntimeError(f'{name} ended with exit code {code}')
     return time.monotonic() - t
 
@@ -305,7 +306,8 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
     span = f'{low} to {high}' if low < high else f'{low}'
     return (
         f'About {span} min: {len(todo)} steps, {sum(s.cost for s in todo)/1e3:.0f} thousand denoiser forwards at '
-        f'{clock.rate:.3g} a second and worker, {clock.startup:.0f} s to start each' + (', as such steps took before' if sure else '')
+        f'{clock.rate:.3g} a second and worker, {clock.startup:.0f} s to start each'
+        + (', as such steps took before' if sure else '')
         + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5
            else '.')
     )
@@ -322,7 +324,8 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     env, scratch = surroundings(threads_of(1 if serial else workers)), plain_folder()
     code = '\n'.join(template_code(n) for n in sorted({s.name for s in todo}))
     used = imports(re.sub(r'^[%!].*', '', code, flags=re.M))
-    expected = {s.notebook: clock.seconds(s) for s in todo}    # once: what a step took changes what is expected of the next
+    # once: what a step took changes what is expected of the next
+    expected = {s.notebook: clock.seconds(s) for s in todo}
     shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)), nursed(used, env, scratch),
           tqdm(total=sum(expected.values()), desc='study', smoothing=0, bar_format=shape) as bar):

@@ -46,7 +46,7 @@ class Forked(subprocess.Popen):
         self._waitpid_lock = threading.Lock()
 
 def waiting_kernel(*unused: int) -> tuple[int, int]:
-    "Fork a process that becomes the kernel which is written into a pipe: its pid and the pipe's end. It closes `unused`."
+    "Fork a process that becomes the kernel which is written into a pipe: its pid, the pipe's end. It closes `unused`."
     here, there = os.pipe()
     if pid := os.fork():
         try: os.setpgid(pid, pid)                               # jupyter_client signals a kernel's whole group
@@ -71,7 +71,8 @@ def lend(pid: int, pipe: int):
     def launch_kernel(cmd, *args, env=None, cwd=None, **kw):
         home.launch_kernel = launch
         if 'ipykernel_launcher' not in cmd: return launch(cmd, *args, env=env, cwd=cwd, **kw)
-        with open(pipe, 'w', encoding='utf-8') as f: json.dump(dict(argv=cmd, env=dict(env or os.environ), cwd=str(cwd or os.getcwd())), f)
+        with open(pipe, 'w', encoding='utf-8') as f:
+            json.dump(dict(argv=cmd, env=dict(env or os.environ), cwd=str(cwd or os.getcwd())), f)
         return Forked(pid, cmd)
     home.launch_kernel = launch_kernel
 
@@ -112,7 +113,8 @@ def nursery(where: str, *modules: str):
     for m in modules:
         try: importlib.import_module(m)
         except Exception: pass                                 # the step that needs it says so
-    others = [Path(t, 'comm').read_text().strip() for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]
+    others = [Path(t, 'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()
+              if int(t.name) != os.getpid()]
     if others: sys.exit(f'no warm starts: a library has started threads, which a fork would lose: {others}')
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)               # nobody here waits for them
     s.settimeout(2)
@@ -150,14 +152,17 @@ FOR_ALL = 'papermill.cli', 'nbclient', 'ipykernel.kernelapp', 'ipykernel.ipkerne
 
 @contextmanager
 def nursed(modules, env: dict, folder: Path):
-    "A nursery that has imported `modules`, in `folder` (a short path), for a while; nothing where it would not be safe."
+    "A nursery that has imported `modules`, in `folder` (a short path), for a while; nothing where that is not safe."
     if sys.platform != 'linux':
         yield
         return
-    where, code = f'{folder}/nursery', 'import sys; from openworld_forget.study.warm import nursery; nursery(*sys.argv[1:])'
+    where = f'{folder}/nursery'
+    code = 'import sys; from openworld_forget.study.warm import nursery; nursery(*sys.argv[1:])'
     with open(f'{folder}/nursery.log', 'w') as log:
-        p = subprocess.Popen([sys.executable, '-c', code, where, *FOR_ALL, *modules], cwd=root(), env={**os.environ, **env},
-                             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        p = subprocess.Popen(
+            [sys.executable, '-c', code, where, *FOR_ALL, *modules], cwd=root(), env={**os.environ, **env},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )
     end = time.monotonic() + 10                                 # it binds before it imports
     while not os.path.exists(where) and p.poll() is None and time.monotonic() < end: time.sleep(.01)
     try:

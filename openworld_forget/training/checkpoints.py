@@ -594,8 +594,8 @@ def _placed(path, what, module, tensors):
     "A copy of a network with tensors under today's names, which must be exactly its own."
     own = module.state_dict()
     if odd := sorted(set(tensors) ^ set(own)):
-        raise ForgetError(f'{path}: {len(odd)} tensors of its {what} are missing or unexpected, for example {odd[0]!r}. '
-                          'It was made for another architecture than this base, or is cut.')
+        raise ForgetError(f'{path}: {len(odd)} tensors of its {what} are missing or unexpected, '
+                          f'for example {odd[0]!r}. It was made for another architecture than this base, or is cut.')
     for k in own: _fits(path, k, tensors[k].shape, own[k].shape)
     m = clone(module)
     m.load_state_dict(tensors)
@@ -628,7 +628,8 @@ def _single(base, path):
     if given: text = _placed(path, 'text encoder', text, given)
     else: say(f'{path} holds no text encoder: the base\'s is used.')
     if any(k.startswith('first_stage_model.') for k in tensors) and not _same_vae(base, tensors):
-        say(f'{path} holds another VAE than the base: the base\'s is used, so that pictures differ for the update alone.')
+        say(f'{path} holds another VAE than the base: the base\'s is used, '
+            'so that pictures differ for the update alone.')
     return base.but(unet=unet, text_encoder=text)
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c056

@@ -25,7 +25,7 @@ def _tensors_in(x, name: str='') -> dict[str, torch.Tensor]:
 
 def unpickled(path: Path|str) -> dict[str, torch.Tensor]:
     """Name -> tensor of a pickle, read without running it. Of a training's checkpoint the weights (`state_dict`), of an
-    embedding of A1111 its vectors; a pickle that runs code, a damaged one, and one without tensors is a `ForgetError`."""
+    embedding of A1111 its vectors; a pickle that runs code, a damaged one, one without tensors is a `ForgetError`."""
     path = Path(path)
     try:
         with warnings.catch_warnings():
@@ -36,8 +36,8 @@ def unpickled(path: Path|str) -> dict[str, torch.Tensor]:
         if m := re.search(r'GLOBAL (\S+)', str(e)):
             raise ForgetError(f'{path} is a pickle that runs code when it is read ({m[1]}): it is not read. '
                               'Save its tensors as safetensors with the tool that made it.') from None
-        raise ForgetError(f'{path} is no whole file of torch.save ({type(e).__name__}): damaged, cut short, or another kind of file. '
-                          'Download it, or save it, again.') from None
+        raise ForgetError(f'{path} is no whole file of torch.save ({type(e).__name__}): damaged, cut short, '
+                          'or another kind of file. Download it, or save it, again.') from None
     if isinstance(found, dict):
         for key in ('state_dict', 'string_to_param'):
             if isinstance(found.get(key), dict): found = found[key] if key == 'state_dict' else {key: found[key]}
