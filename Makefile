@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 STUDY        ?= studies/reproduce.yaml
-TEST_WORKERS ?= 2
+# as many as there are cores, up to four: each needs a gigabyte
+TEST_WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -lt 4 ] && echo $$n || echo 4)
 EXECUTE      ?= 1
 PYTHON       ?=
 
