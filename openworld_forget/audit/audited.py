@@ -20,7 +20,7 @@ from ..study.records import Study
 from ..study.results import check_room, finish as write_step, shared
 from ..study.run import Run
 from ..study.step_appearance import Pictures
-from ..worlds.data import Word
+from ..worlds.data import Subject, Word
 from ..worlds.world import WORLDS, provider, spec_of
 
 # %% ../../nbs/audit/03_audited.ipynb #c006
@@ -107,6 +107,14 @@ def where(self:Audited) -> str:
 def sampling(self:Audited) -> int|None:
     "Sampling steps of the budget; None: the world's."
     return self.run.limits.sampling_steps
+
+@patch(as_prop=True)
+def subject(self:Audited) -> Subject|None:
+    "The subject that the file names (a run of this package does), where the world's data have it."
+    name = self.facts.said.get('subject')
+    if not name: return None
+    try: return provider(self.spec).subject(name, self.base.resolution, self.spec.token)
+    except ForgetError: return None
 
 @patch
 def scan(self:Audited, words: list[Word]|None=None, pictures: int=0) -> Scan:

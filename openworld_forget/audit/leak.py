@@ -13,16 +13,13 @@ from .scan import Scan, drifts
 from ..core import ForgetError
 from ..metrics.uncertainty import jackknife, leave_out
 from ..worlds.data import Word
-from ..worlds.world import provider
 
 # %% ../../nbs/audit/05_leak.ipynb #c005
 def token_and_class(a: Audited) -> tuple[str, str]:
     "The word that calls what was learned, and its class: as given, else as the file says; '' where nothing is known."
     words = {w.name for w in a.words}
     token, cls = a.token, a.class_word
-    subject = a.facts.said.get('subject', '')
-    if not cls and subject in provider(a.spec).subjects():
-        cls = provider(a.spec).subject(subject, a.base.resolution, a.spec.token).class_word
+    if not cls and a.subject: cls = a.subject.class_word
     for trigger in a.facts.triggers:
         first, _, rest = trigger.partition(' ')
         if not token: token = first if rest else trigger             # 'sks dog', or the word alone

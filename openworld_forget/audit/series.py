@@ -21,7 +21,6 @@ from ..metrics.judges import feature_judge
 from ..show import FLOOR, INK
 from ..training.checkpoints import load_adapted
 from ..worlds.pictures import load_image, picture_files
-from ..worlds.world import provider
 
 # %% ../../nbs/audit/07_series.ipynb #c006
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def photos_of(a: Audited, folder: str='') -> torch.Tensor|None:
         files = picture_files(Path(folder).expanduser(), ('class.txt',))
         if not files: raise ForgetError(f'{folder} holds no pictures.')
         return torch.stack([load_image(f, a.base.resolution) for f in files])
-    subject = a.facts.said.get('subject', '')
-    known = subject in provider(a.spec).subjects()
-    return provider(a.spec).subject(subject, a.base.resolution, a.spec.token).images if known else None
+    return a.subject.images if a.subject else None
 
 # %% ../../nbs/audit/07_series.ipynb #c010
 def measure(a: Audited, members: list[Member], photos: str='', words: int=60, pictures: int=16) -> Series:
