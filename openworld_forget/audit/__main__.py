@@ -12,7 +12,7 @@ import os, signal, sys
 #| eval: false
 if __name__ == '__main__' and 'ipykernel' not in sys.modules:
     def _leave(signum, frame):
-        os.write(2, b'\\nStopped before anything ran.\\n')
+        os.write(2, b'\nStopped before anything ran.\n')
         os._exit(128 + signum)
     for _s in (signal.SIGINT, signal.SIGTERM): signal.signal(_s, _leave)      # the imports below take seconds
 

@@ -427,19 +427,23 @@ def _tensors(folder, own) -> tuple[dict, Path]:
     return as_floats(files[0], out), files[0]
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c014e
-def _network(folder, module):
-    "A copy of a network with the weights of a diffusers folder, which must have exactly its tensors."
+def _placed(path, module, tensors, what=''):
+    "A copy of a network with tensors under today's names, which must be exactly its own."
     own = module.state_dict()
-    tensors, file = _tensors(folder, own)
-    if any('.base_layer.' in k for k in tensors): raise ForgetError(f'{file}: {ATTACHED}')
     if odd := sorted(set(tensors) ^ set(own)):
-        raise ForgetError(f'{file}: {len(odd)} tensors are missing or unexpected, for example {odd[0]!r}. '
+        raise ForgetError(f'{path}: {len(odd)} tensors{what} are missing or unexpected, for example {odd[0]!r}. '
                           'It belongs to another architecture than this base, or is cut.')
-    for k in own: _fits(file, k, tensors[k].shape, own[k].shape)
+    for k in own: _fits(path, k, tensors[k].shape, own[k].shape)
     m = clone(module)
     m.load_state_dict(tensors)
-    check_finite(m.state_dict(), f'{file}, in {str(m.dtype)[6:]}')
+    check_finite(m.state_dict(), f'{path}, in {str(m.dtype)[6:]}')
     return m
+
+def _network(folder, module):
+    "A copy of a network with the weights of a diffusers folder, which must have exactly its tensors."
+    tensors, file = _tensors(folder, module.state_dict())
+    if any('.base_layer.' in k for k in tensors): raise ForgetError(f'{file}: {ATTACHED}')
+    return _placed(file, module, tensors)
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c051
 # about training, memory, the default size of a picture, or the numerics of half precision: not what the weights mean
@@ -590,18 +594,6 @@ def _pipeline(base, path):
 # %% ../../nbs/training/06_checkpoints.ipynb #c055s2
 TEXT_OF = 'cond_stage_model.transformer.'
 
-def _placed(path, what, module, tensors):
-    "A copy of a network with tensors under today's names, which must be exactly its own."
-    own = module.state_dict()
-    if odd := sorted(set(tensors) ^ set(own)):
-        raise ForgetError(f'{path}: {len(odd)} tensors of its {what} are missing or unexpected, '
-                          f'for example {odd[0]!r}. It was made for another architecture than this base, or is cut.')
-    for k in own: _fits(path, k, tensors[k].shape, own[k].shape)
-    m = clone(module)
-    m.load_state_dict(tensors)
-    check_finite(m.state_dict(), f'{path}, in {str(m.dtype)[6:]}')
-    return m
-
 def _same_vae(base, tensors) -> bool:
     "Whether the VAE in a single file is the base's, up to how its numbers were stored."
     own = {k: v.float() for k, v in base.vae.state_dict().items()}
@@ -621,11 +613,11 @@ def _single(base, path):
     except Exception as e:
         raise ForgetError(f'{path}: its denoiser is not that of this base ({type(e).__name__}: {str(e)[:80]}). '
                           f'{for_another(None)}') from None
-    unet, text = _placed(path, 'denoiser', base.unet, found), base.text_encoder
+    unet, text = _placed(path, base.unet, found, ' of its denoiser'), base.text_encoder
     own = text.state_dict()
     given = {k.removeprefix(TEXT_OF): v for k, v in tensors.items() if k.startswith(TEXT_OF)}
     given = {_today(k, own): v for k, v in given.items()}
-    if given: text = _placed(path, 'text encoder', text, given)
+    if given: text = _placed(path, text, given, ' of its text encoder')
     else: say(f'{path} holds no text encoder: the base\'s is used.')
     if any(k.startswith('first_stage_model.') for k in tensors) and not _same_vae(base, tensors):
         say(f'{path} holds another VAE than the base: the base\'s is used, '
