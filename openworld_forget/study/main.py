@@ -31,7 +31,7 @@ def clear_shared(older: float=0., dry: bool=False) -> str:
         days = max(older, 1.) if hidden else older              # hidden: somebody may be writing it
         if now - max(s.st_atime, s.st_mtime) < 86400*days: continue
         files = kinds.setdefault('locks and unfinished files' if hidden else f.name.split('-')[0], [])
-        files.append(s.st_size)
+        files.append(s.st_size if s.st_nlink < 2 else 0)    # an adapter may lie in a study as well
         if not dry: f.unlink(missing_ok=True)
     lines = [f'  {k}: {len(v)} files, {sum(v)/2**20:.1f} MiB' for k, v in sorted(kinds.items())]
     total = sum(map(sum, kinds.values()))/2**20

@@ -6,9 +6,10 @@
 __all__ = ['LAMBDA', 'METHODS', 'FORMS', 'Method', 'method', 'recipe_of', 'terms_of', 'run_key', 'customize']
 
 # %% ../../nbs/training/03_methods.ipynb #c003
+import os, shutil
 from pathlib import Path
 from pydantic import Field, field_validator
-from ..core import Record, choose, content_key, load_tensors, tensor_shapes
+from ..core import Record, atomic, choose, content_key, load_tensors, tensor_shapes
 from ..source import source_key
 from .adapt import Adaptation, adapt, freeze, load_own, save_adapted
 from .fit import Recipe, checkpoint_key, fit
@@ -105,16 +106,25 @@ def _kept(base: World, path, key: str) -> tuple[World, list[dict]]|None:
     meta = load_tensors(path)[1]
     return (load_own(base, path), meta['log']) if meta.get('run') == key else None
 
+def _link(file: Path, to: Path):
+    "The same file at a second place; no second copy where the disk can do without."
+    with atomic(to) as p:
+        p.unlink()
+        try: os.link(file, p)
+        except OSError: shutil.copyfile(file, p)
+
 def customize(
     base: World, subject: Subject, m: Method, *,
     seed: int=0,
     path: Path|None=None,       # adapter file: of the same run and source, it is loaded; a checkpoint beside is resumed
-    cache: Path|None=None,      # folder for generated regularizer images
+    cache: Path|None=None,      # folder for what runs share: regularizer images, and adapters that have a `path`
     every: int=50,              # steps between checkpoints
 ) -> tuple[World, list[dict]]:  # adapted world, log
     "Customize a world on a subject; killed anywhere, the rerun ends with the same weights."
     r, key = recipe_of(base, m), run_key(base, subject, m, seed)
-    if kept := _kept(base, path, key): return kept[0].but(label=m.name), kept[1]
+    store = Path(cache)/f'adapter-{key}.safetensors' if path and cache else None
+    if not (kept := _kept(base, path, key)) and (kept := _kept(base, store, key)): _link(store, path)
+    if kept: return kept[0].but(label=m.name), kept[1]
     w, params = adapt(base, m.adaptation, subject.token)
     loss = Objective(base, w, subject, terms_of(base, subject, m, seed, cache), r.batch, seed, r.forward)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
@@ -126,4 +136,5 @@ def customize(
         about = dict(run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed)
         save_adapted(path, base, params, m.adaptation, subject.token, **about)
         ckpt.unlink(missing_ok=True)
+        if store: _link(path, store)
     return freeze(w).but(label=m.name), log
