@@ -155,7 +155,8 @@ def test_steps_run_where_paths_have_other_letters(project):
     an ASCII locale."""
     project.env = {k: v for k, v in project.env.items() if k not in ('HOME', 'LANG')}
     (odd := project.tmp/'my tmp').mkdir()
-    project.env |= dict(TMPDIR=str(odd), LC_ALL='C', PYTHONUTF8='0', PYTHONIOENCODING='ascii')
+    project.env |= dict(TMPDIR=str(odd), LC_ALL='C', PYTHONIOENCODING='ascii')
+    if str(ROOT).isascii(): project.env['PYTHONUTF8'] = '0'         # from another path torch itself cannot be imported then
     said, _ = project.start('after', 'parsl').communicate(timeout=600)
     assert said.splitlines()[-1] == '0 steps were not done' and project.after.exists(), said
 

@@ -6,20 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/study/18_as_module.ipynb #c003
-import os, signal, sys
-
-# %% ../../nbs/study/18_as_module.ipynb #c004
-#| eval: false
-if __name__ == '__main__' and 'ipykernel' not in sys.modules:
-    def _leave(signum, frame):
-        os.write(2, b'\nStopped before anything ran.\n')
-        os._exit(128 + signum)
-    for _s in (signal.SIGINT, signal.SIGTERM): signal.signal(_s, _leave)      # the imports below take seconds
-
-# %% ../../nbs/study/18_as_module.ipynb #c005
-#| eval: false
-from .main import command_line
+from ..start import begin
 
 # %% ../../nbs/study/18_as_module.ipynb #c006
 #| eval: false
-if __name__ == '__main__': command_line()
+if __name__ == '__main__':
+    begin()
+    from openworld_forget.study.main import command_line
+    command_line()
