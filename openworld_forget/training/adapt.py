@@ -51,7 +51,9 @@ class Adaptation(Record):
 def token_id(world: World, token: str) -> int:
     "The id of V*, which must be a single token of this world."
     ids = world.tokenizer(token, add_special_tokens=False).input_ids
-    if len(ids) != 1: raise ForgetError(f'{token!r} is {len(ids)} tokens in this world; V* must be one. Try \'sks\'.')
+    if len(ids) != 1:
+        hint = '' if token == world.spec.token else f' Try {world.spec.token!r}.'
+        raise ForgetError(f'{token!r} is {len(ids)} tokens in this world; V* must be one.{hint}')
     return ids[0]
 
 # %% ../../nbs/training/01_adapt.ipynb #c008g
