@@ -13,7 +13,7 @@ from .scan import base_pictures, mean_interval_of, scan, word_table
 from ..core import ForgetError, atomic, seed_for
 from ..show import FLOOR, INK, wall
 from ..training.checkpoints import load_adapted
-from ..training.together import load_together, parts_of
+from ..training.together import load_together
 from ..worlds.world import World
 
 # %% ../../nbs/audit/12_together.ipynb #c005
@@ -33,20 +33,19 @@ class Stack:
         return np.sqrt((self.alone**2).sum(0))
 
 # %% ../../nbs/audit/12_together.ipynb #c006
-def stacked(a: Audited, text: str) -> Stack:
+def stacked(a: Audited) -> Stack:
     "Scan the vocabulary with every file of a stack, and with all."
-    files = parts_of(text)
-    if not files: raise ForgetError(f'{text} is no stack: write file+file, a strength after a colon.')
+    if not a.stack: raise ForgetError(f'{a.file} is no stack: write file+file, a strength after a colon.')
     drawn = base_pictures(a.base, a.words, a.extent.pictures, a.sampling(), a.cache)
-    worlds = [*(load_adapted(a.base, p, strength=s) for p, s in files), load_together(a.base, files)]
+    worlds = [*(load_adapted(a.base, p, strength=s) for p, s in a.stack), load_together(a.base, a.stack)]
     ask = lambda w: word_table(scan(a.base, w, a.words, drawn, a.extent.steps, cache=a.cache))
     *alone, all_of = [ask(w) for w in worlds]
-    names = [f'{name_of(p)}{"" if s == 1 else f" x {s:g}"}' for p, s in files]
+    names = [f'{name_of(p)}{"" if s == 1 else f" x {s:g}"}' for p, s in a.stack]
     return Stack(names, all_of, np.stack([t.set_index('word').change[all_of.word] for t in alone]), [a.base, *worlds])
 
 # %% ../../nbs/audit/12_together.ipynb #c007
 def stack_table(s: Stack) -> pd.DataFrame:
-    "Mean change over words, with its interval: each file alone, all together, all if they did not meet, the difference."
+    "Mean change over words with its interval: each file alone, all, all if they did not meet, the difference."
     rows = [*zip(s.names, s.alone), ('together', s.together), ('if they did not meet', s.apart),
             ('they meet', s.together - s.apart)]
     return pd.DataFrame([dict(what=k, change=v.mean(), **dict(zip(('low', 'high'), mean_interval_of(v))), words=len(v))
@@ -60,7 +59,8 @@ def said_of_stack(s: Stack) -> str:
     verdict = ('that is not decided' if not np.isfinite(meet.low) or meet.low <= 0 <= meet.high else
                'they reinforce each other' if meet.low > 0 else 'they undo each other in part')
     return (f'Together they change words by {pm(both)}, alone by {"; ".join(f"{r.what} {pm(r)}" for r in alone)}. '
-            f'If they did not meet it would be {pm(apart)}, a difference of {pm(meet)} over {meet.words} words: {verdict}.')
+            f'If they did not meet it would be {pm(apart)}; the difference is {pm(meet)} over {meet.words} words: '
+            f'{verdict}.')
 
 # %% ../../nbs/audit/12_together.ipynb #c010
 def stack_figure(s: Stack):
@@ -84,7 +84,8 @@ def stack_wall(a: Audited, s: Stack, columns: int=10):
     asked = [*first, *rest]
     seeds = [seed_for(0, 'stack', w.name) for w in asked]
     rows = [a.run.images(w, [x.prompt for x in asked], seeds) for w in s.worlds]
-    return wall(torch.cat(rows), [w.name for w in asked], len(asked), rows=['base', *(n[:18] for n in s.names), 'together'])
+    names = ['base', *(n[:18] for n in s.names), 'together']
+    return wall(torch.cat(rows), [w.name for w in asked], len(asked), rows=names)
 
 def write_stack(a: Audited, s: Stack):
     "Write `together.csv` (a row per word) and, last, `together.json`."
