@@ -14,12 +14,13 @@ from pydantic import Field
 from .facts import check_base, facts
 from .scan import Scan, base_pictures, scan as scan_words
 from .words import vocabulary
-from ..core import ForgetError, Record, choose, outputs, project_path, rng, seed_for
+from ..core import ForgetError, Record, choose, content_key, outputs, project_path, rng, seed_for
 from ..study.files import made_by
 from ..study.records import Study
 from ..study.results import check_room, finish as write_step, shared
 from ..study.run import Run
 from ..study.step_appearance import Pictures
+from ..training.together import parts_of
 from ..worlds.data import Subject, Word
 from ..worlds.world import WORLDS, provider, spec_of
 
@@ -59,26 +60,32 @@ def name_of(file: Path|str) -> str:
 
 # %% ../../nbs/audit/03_audited.ipynb #c008b
 class Audited:
-    "The context of an audit; `home` is its folder."
+    """The context of an audit; `home` is its folder.
+
+    Of a stack of files ('a+b:0.7') `stack` has the files and strengths, and `file` is the first of them."""
     def __init__(
         self, file: str, base: str='mini', words: str='', budget: str='quick', token: str='', class_word: str='',
         home: str='',
         key: str='',        # content key of the step, set by the command; by hand there is none
     ):
-        self.file, self.words_file, self.key = project_path(file), words, key
+        self.stack, self.words_file, self.key = parts_of(file), words, key
+        files = [p for p, _ in self.stack] or [project_path(file)]
+        self.file = files[0]
         self.extent = EXTENTS[choose(budget, EXTENTS, 'budget')]
         self.budget, self.token, self.class_word = budget, token, class_word
-        self.facts = facts(self.file)
+        every = [facts(f) for f in files]
+        self.facts = every[0]
         self.spec = spec_of(base if base in WORLDS or not Path(base).expanduser().is_dir() else
                             dict(name=name_of(base), source=str(Path(base).expanduser().resolve())))
-        check_base(self.spec, self.file)
-        self.name = name_of(self.file)
-        self.home = project_path(home) if home else outputs()/'audits'/f'{self.name}-{self.facts.key[:8]}'
+        for f in files: check_base(self.spec, f)
+        self.name = '-and-'.join(map(name_of, files))[:60]
+        content = content_key([(x.key, s) for x, (_, s) in zip(every, self.stack)]) if self.stack else self.facts.key
+        self.home = project_path(home) if home else outputs()/'audits'/f'{self.name}-{content[:8]}'
         world = base if self.spec.name == base else self.spec.model_dump(mode='json')
         study = Study.make(name='audit', world=world, budget=self.extent.study, checkpoints={self.name: str(self.file)},
                            overrides=dict(fresh=self.extent.fresh))
         self.run = Run(json.dumps(study.model_dump(mode='json')), str(self.home), method=self.name)
-        if len(key) == 32 and key[:16] not in {made_by(t, self.spec.data) for t in ('audit', 'series')}:
+        if len(key) == 32 and key[:16] not in {made_by(t, self.spec.data) for t in ('audit', 'series', 'together')}:
             raise ForgetError('The source or the template was edited after this step was planned. '
                               'Run the same command again.')
 
@@ -86,6 +93,11 @@ class Audited:
     def base(self): return self.run.world
     @property
     def adapted(self): return self.run.adapted
+    @cached_property
+    def labelled(self) -> dict[str, list[tuple[str, str, int]]]:
+        """A word's name -> (benchmark, split, class number) where the world has labelled images; empty where it has
+        none."""
+        return _labelled(self)
     @property
     def cache(self) -> Path: return shared()
     @cached_property
@@ -144,14 +156,12 @@ def chance(self:Audited, among: list[Word], k: int, what: str) -> list[Word]:
     return [among[i] for i in at]
 
 # %% ../../nbs/audit/03_audited.ipynb #c013
-@patch
-def labelled(self:Audited) -> dict[str, list[tuple[str, str, int]]]:
-    "A word's name -> (benchmark, split, class number) where the world has labelled images; empty where it has none."
-    out, data = {}, provider(self.spec)
-    try: found = self.run.benchmarks()
+def _labelled(a: Audited) -> dict[str, list[tuple[str, str, int]]]:
+    out, data = {}, provider(a.spec)
+    try: found = a.run.benchmarks()
     except ForgetError: return out                              # a world of one's own may have none
     for name, split in found:
-        classes = data.benchmark(name, split, self.base.resolution, 1).classes
+        classes = data.benchmark(name, split, a.base.resolution, 1).classes
         for c, cls in enumerate(classes): out.setdefault(cls, []).append((name, split, c))
     return out
 

@@ -23,7 +23,7 @@ def chosen(a: Audited, table: pd.DataFrame) -> tuple[list[Word], list[Word]]:
     """(suspects, controls): the most changed words of a scan's table, half of them with test images where there are
     any, and as many by chance."""
     by, k = {w.name: w for w in a.words}, a.extent.suspects
-    ranked, tested = [by[w] for w in table.word], a.labelled()
+    ranked, tested = [by[w] for w in table.word], a.labelled
     if not table.change.max() > 0: ranked = []                       # nothing changed: there is nothing to suspect
     known = [w for w in ranked if w.name in tested][:k]
     first = ranked[:k]
@@ -86,7 +86,7 @@ class Recognized:
 
 def recognized(a: Audited, words: list[Word], suspects: int) -> Recognized:
     "Classify fresh labelled images of the words that have some: base, adapted, and the base under other noise."
-    tested, fresh, looks, names, why = a.labelled(), {}, [], [], []
+    tested, fresh, looks, names, why = a.labelled, {}, [], [], []
     for i, w in enumerate(words):
         found = []
         for name, split, c in tested.get(w.name, []):
