@@ -3,16 +3,18 @@ error."""
 import json, os, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
 from openworld_forget.audit.audited import Audited
-from openworld_forget.audit.command import main
-from openworld_forget.audit.leak import GROUPS, leak
+from openworld_forget.audit.command import arguments, main, steps_of
+from openworld_forget.audit.leak import GROUPS, called, asked_of, copycat, fresh_pictures, leak, likeness
 from openworld_forget.audit.looks import Recognized
 from openworld_forget.audit.scan import base_pictures, reliability, scan, word_table
-from openworld_forget.audit.told import Found, told
+from openworld_forget.audit.told import Found, copy_wall, said_of_copies, said_of_likeness, told
 from openworld_forget.core import generator
+from openworld_forget.metrics.judges import efficientnet_judge
 from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
 from openworld_forget.training.checkpoints import add_token, load_adapted
 from openworld_forget.worlds.data import Word
@@ -70,6 +72,43 @@ def test_the_share_without_the_word_is_that_of_its_formula(tmp_path, monkeypatch
     for g in t.index: assert t.share[g] == pytest.approx(t.effect[g]/t.effect[GROUPS['word']], rel=1e-9)
     assert leak(Audited(str(tmp_path/'adapter.safetensors'), budget='smoke', token='sks', class_word='dog face'), s, 4).cls == 'dog face'
 
+@pytest.fixture
+def on_tiny(tmp_path, monkeypatch):
+    "The audit, at the smallest size, of a LoRA of random numbers (by=0: one that changes nothing) on a base of one's own, judged by what is shipped."
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path/'outputs')); monkeypatch.setattr('openworld_forget.audit.leak.feature_judge', lambda _: efficientnet_judge())
+    w = tiny_world(); save_world(w, tmp_path/'sd'); (tmp_path/'words.csv').write_text('\n'.join(f'{x.name},{x.category}' for x in WORDS))
+    def made(by):
+        shaken(w, tmp_path/'own.safetensors', by=by)
+        return Audited(str(tmp_path/'own.safetensors'), str(tmp_path/'sd'), str(tmp_path/'words.csv'), 'smoke', 'x', 'cat')
+    return made
+
+def found(like, copies=None): return Found('x', None, pd.DataFrame(), [], [], None, pd.DataFrame(), Recognized(pd.DataFrame(), [], 0), None, like, copies)
+
+def test_a_file_that_changes_nothing_makes_no_picture_more_like_the_photos(on_tiny):
+    a = on_tiny(0.); photos = torch.randint(256, (3, 3, 64, 64), generator=generator(0, 'photos'), dtype=torch.uint8)
+    k = likeness(a, photos, 5); t = k.rows.set_index('group')
+    assert list(t.index) == list(GROUPS.values()) and (t.gain == 0).all() and (t.base == t.adapted).all() and (t.network == efficientnet_judge().name).all()
+    assert (t.low[:2] == 0).all() and t.low[2:].isna().all() and list(t.words) == [1, 1, 4, 4] and list(t.n) == [5, 5, 4, 4]      # four words: no interval
+    assert said_of_likeness(found(k)).verdict == 'no, exactly' and likeness(a, None) is None and said_of_likeness(found(None)).verdict == 'not measured'
+
+def test_photos_that_are_the_pictures_are_all_copied_and_one_photo_is_no_measure(on_tiny):
+    a = on_tiny(.3); photos = fresh_pictures(a, asked_of(a, *called(a), 5)['word'], 5)[1]
+    c = copycat(a, photos, 5); t = c.rows
+    assert t.near.all() and (t.photo == t.picture).all() and np.allclose(t.cosine, 1) and torch.equal(c.shown, c.beside) and (t.base < t.cosine).all()
+    assert said_of_copies(c).startswith('5 of 5 pictures with the word (100 % [') and copy_wall(c)
+    k = likeness(a, photos, 5).rows.set_index('group'); assert k.gain[GROUPS['word']] > 0
+    twice = copycat(a, torch.cat([photos, photos[:1]]), 5); assert twice.photos == 5 and twice.rows.near.all()      # a file that is there twice counts once
+    one = copycat(a, photos[:1], 5); assert one.rows.near.isna().all() and said_of_copies(one).startswith('No measure of near with 1 photo') and copy_wall(one)
+
+def test_a_folder_without_pictures_is_one_error_and_photos_are_in_the_key(on_tiny, tmp_path, capsys):
+    a = on_tiny(0.); (tmp_path/'none').mkdir(); (tmp_path/'my photos').mkdir()
+    args = ['audit', str(a.file), '--base', str(tmp_path/'sd'), '--budget', 'smoke', '--photos']
+    assert main([*args, str(tmp_path/'none')]) == 2
+    assert 'holds no images' in (e := capsys.readouterr().err) and 'Traceback' not in e and not (tmp_path/'outputs/audits').exists()
+    def key(folder): return steps_of(str(a.file), arguments([*args, folder]), '')[1][0].key
+    def paint(v): Image.new('RGB', (64, 64), (v, v, v)).save(tmp_path/'my photos/1.png'); return key(str(tmp_path/'my photos'))
+    assert key('') != paint(10) == paint(10) != paint(11)
+
 @pytest.fixture(scope='module')
 def audited(tmp_path_factory):
     "The whole command, at the smallest size, on a base of one's own in Stable Diffusion 1.5's layout, without labelled images."
@@ -94,7 +133,7 @@ def test_what_it_wrote_is_for_machines_too(audited):
     d = audited[0]; r = json.loads((d/'out/audit.json').read_text())
     t = pd.read_csv(d/'out/audit.csv'); assert set(t.word) == {w.name for w in WORDS} and (t.change > 0).all() and t.change.is_monotonic_decreasing
     c = r['change']; assert c['words'] == 9 and c['low'] < c['mean'] < c['high'] and c['mean'] == pytest.approx(t.change.mean())
-    assert len(r['answers']) == 4 and all(x['verdict'] for x in r['answers'])
+    assert len(r['answers']) == 5 and all(x['verdict'] for x in r['answers'])
     assert r['answers'][1]['verdict'] == 'not measured' and r['leak'] and r['most'][0] == t.word[0]
 
 def test_a_second_call_measures_nothing_and_a_threshold_fails_it(audited):

@@ -11,7 +11,7 @@ from pathlib import Path
 from .audited import EXTENTS, Audited
 from .series import epochs, strengths
 from ..core import ForgetError, content_key, outputs, project_path, read_json
-from ..metrics.judges import lpips_judge
+from ..metrics.judges import feature_judge, lpips_judge
 from ..study.engine import Clock, estimate, execute, threads_of, trial
 from ..study.files import made_by
 from ..study.main import guarded, settled
@@ -21,6 +21,7 @@ from ..study.results import Step, check_room, shared
 from ..training.checkpoints import checkpoint_files
 from ..training.methods import customize, method
 from ..worlds.load import load_world
+from ..worlds.pictures import picture_files
 from ..worlds.world import provider
 
 # %% ../../nbs/audit/08_command.ipynb #c006
@@ -40,7 +41,8 @@ def _audit_arguments(a):
     a.add_argument('--words', default='', metavar='FILE', help='one word a line, or word,category,prompt')
     a.add_argument('--token', default='', help='the word that calls what was learned; by default what the file says')
     a.add_argument('--class-word', default='', help='what it is: dog, cat face; by default what the file says')
-    a.add_argument('--photos', default='', metavar='DIR', help='photos of the subject, for its fidelity along a series')
+    a.add_argument('--photos', default='', metavar='DIR', help='photos of the subject: do other pictures look like '
+                   'them, are they copied; along a series, fidelity (default: of the subject that the file names)')
     a.add_argument('--strength', type=_numbers, default=[], metavar='LIST', help='also at strengths: 0,.25,.5,.75,1')
     a.add_argument('--budget', choices=list(EXTENTS), default='quick')
     a.add_argument('--out', default='', metavar='DIR', help='folder of the results (default: outputs/audits/<name>)')
@@ -58,24 +60,25 @@ def arguments(argv) -> argparse.Namespace:
     return ap.parse_args(argv)
 
 # %% ../../nbs/audit/08_command.ipynb #c008
-def forwards(x: Audited) -> dict[str, float]:
+def forwards(x: Audited, photos: bool=False) -> dict[str, float]:
     "Denoiser forwards of the two templates, roughly, for the estimate; the base's as if nobody had asked it."
     e, limits = x.extent, x.run.limits
     words, k = e.words or 400, 2*(limits.sampling_steps or x.spec.sampling_steps)
     looked, drawn = 2*(e.suspects + e.controls), words*e.pictures*k
     tested = 2.5*looked*e.fresh*16*limits.stages[0]
-    return dict(audit=4*words*e.pictures*e.steps + drawn + 3*looked*e.seeds*k + tested,
+    alike = 2*4*2*e.seeds*k if photos or x.facts.said.get('subject') else 0     # worlds, groups, pictures
+    return dict(audit=4*words*e.pictures*e.steps + drawn + 3*looked*e.seeds*k + tested + alike,
                 series=5*(4*60*e.pictures*e.steps + 16*k))
 
 def _step(x: Audited, name: str, given: dict, folder: Path, files: list[str], needs=()) -> Step:
     "A step of an audit, keyed by the content of what it reads."
-    data = provider(x.spec)
-    more = list(data.files()) if hasattr(data, 'files') else []
+    data, photos = provider(x.spec), given['photos']
+    more = [*(data.files() if hasattr(data, 'files') else []), *([Path(photos)] if photos else [])]
     read = [content_key(f) for f in (*files, *more)]
     said = {k: v for k, v in given.items() if k not in ('file', 'words', 'photos')}
     key = made_by(name, x.spec.data) + content_key(name, read, x.spec, said)
     params = {**given, 'home': str(folder), 'key': key}
-    return Step(name, folder, params, list(needs), key=key, cost=forwards(x)[name])
+    return Step(name, folder, params, list(needs), key=key, cost=forwards(x, bool(photos))[name])
 
 # %% ../../nbs/audit/08_command.ipynb #c009
 def series_in(file: str) -> list[str]:
@@ -90,17 +93,18 @@ def steps_of(file: str, a: argparse.Namespace, home: str) -> tuple[Audited, list
     members = series_in(file)
     last = members[-1] if members else file
     path = lambda f: f and str(project_path(f))
+    if a.photos: picture_files(path(a.photos), ('class.txt',))           # a wrong folder is said now
     given = dict(base=a.base, words=path(a.words), token=a.token, class_word=a.class_word, budget=a.budget)
     x = Audited(path(last), **given, home=home)
     more = [Path(f) for f in (given['words'],) if f]
-    steps = [_step(x, 'audit', dict(file=path(last), **given), x.home, [*checkpoint_files(x.file), *more])]
+    own = dict(**given, photos=path(a.photos))
+    steps = [_step(x, 'audit', dict(file=path(last), **own), x.home, [*checkpoint_files(x.file), *more])]
     if members or a.strength:
         at = ','.join(f'{s:g}' for s in a.strength)
         strengths(last, a.strength or [0, 1])                   # wrong ones are said now
         read = [f for m in members or [last] for f in checkpoint_files(m)]
-        read += [*more, *(Path(p) for p in (path(a.photos),) if p)]
-        own = dict(file=path(last if a.strength else file), **given, photos=path(a.photos), strength=at)
-        steps.append(_step(x, 'series', own, x.home/'series', read))
+        own |= dict(file=path(last if a.strength else file), strength=at)
+        steps.append(_step(x, 'series', own, x.home/'series', [*read, *more]))
     return x, steps
 
 # %% ../../nbs/audit/08_command.ipynb #c011
@@ -137,6 +141,7 @@ def _ready(audits: list[tuple[Audited, list[Step]]], todo: list[Step], startup: 
         if all(s.done for s in steps): continue
         x.run.__dict__['world'] = w                             # one base for all
         x.words, x.adapted
+        if steps[0].params['photos'] or x.subject: feature_judge(x.spec.features)
     threads = threads_of(1)
     rate, alone = trial(w, threads)
     startup += time.monotonic() - start
