@@ -20,6 +20,7 @@ from ..study.pages import report
 from ..study.results import Step, check_room, shared
 from ..training.checkpoints import checkpoint_files
 from ..training.methods import customize, method
+from ..training.together import load_together, parts_of
 from ..worlds.load import load_world
 from ..worlds.pictures import picture_files
 from ..worlds.world import provider
@@ -27,8 +28,8 @@ from ..worlds.world import provider
 # %% ../../nbs/audit/08_command.ipynb #c006
 READ = (
     'Audit checkpoints: LoRA, LoCon, LoHa, LoKr, DoRA, textual inversions, Custom Diffusion, single files, folders of '
-    'diffusers, peft and this package; a folder of checkpoint-* folders or epochs is audited as a series. Without a '
-    'file: a LoRA that is trained for it.')
+    'diffusers, peft and this package; a folder of checkpoint-* folders or epochs is audited as a series, a+b:0.7 as a '
+    'stack of files. Without a file: a LoRA that is trained for it.')
 
 def _numbers(text: str) -> list[float]:
     try: return [float(x) for x in text.split(',')]
@@ -61,24 +62,26 @@ def arguments(argv) -> argparse.Namespace:
 
 # %% ../../nbs/audit/08_command.ipynb #c008
 def forwards(x: Audited, photos: bool=False) -> dict[str, float]:
-    "Denoiser forwards of the two templates, roughly, for the estimate; the base's as if nobody had asked it."
+    "Denoiser forwards of the templates, roughly, for the estimate; the base's as if nobody had asked it."
     e, limits = x.extent, x.run.limits
     words, k = e.words or 400, 2*(limits.sampling_steps or x.spec.sampling_steps)
     looked, drawn = 2*(e.suspects + e.controls), words*e.pictures*k
     tested = 2.5*looked*e.fresh*16*limits.stages[0]
     alike = 2*4*2*e.seeds*k if photos or x.facts.said.get('subject') else 0     # worlds, groups, pictures
-    return dict(audit=4*words*e.pictures*e.steps + drawn + 3*looked*e.seeds*k + tested + alike,
-                series=5*(4*60*e.pictures*e.steps + 16*k))
+    asked = 4*words*e.pictures*e.steps
+    return dict(audit=asked + drawn + 3*looked*e.seeds*k + tested + alike,
+                series=5*(4*60*e.pictures*e.steps + 16*k),
+                together=(1 + len(x.stack))*asked + drawn)
 
-def _step(x: Audited, name: str, given: dict, folder: Path, files: list[str], needs=()) -> Step:
+def _step(x: Audited, name: str, given: dict, folder: Path, files: list[str]) -> Step:
     "A step of an audit, keyed by the content of what it reads."
-    data, photos = provider(x.spec), given['photos']
+    data, photos = provider(x.spec), given.get('photos')
     more = [*(data.files() if hasattr(data, 'files') else []), *([Path(photos)] if photos else [])]
     read = [content_key(f) for f in (*files, *more)]
     said = {k: v for k, v in given.items() if k not in ('file', 'words', 'photos')}
-    key = made_by(name, x.spec.data) + content_key(name, read, x.spec, said)
+    key = made_by(name, x.spec.data) + content_key(name, read, x.spec, said, [s for _, s in x.stack])
     params = {**given, 'home': str(folder), 'key': key}
-    return Step(name, folder, params, list(needs), key=key, cost=forwards(x, bool(photos))[name])
+    return Step(name, folder, params, key=key, cost=forwards(x, bool(photos))[name])
 
 # %% ../../nbs/audit/08_command.ipynb #c009
 def series_in(file: str) -> list[str]:
@@ -88,13 +91,23 @@ def series_in(file: str) -> list[str]:
     try: return [m.file for m in epochs(p)]
     except ForgetError: return []
 
+def _stack_of(file: str, a: argparse.Namespace, given: dict, home: str) -> tuple[Audited, list[Step]]:
+    "The context of a stack of files, and its step."
+    if a.strength: raise ForgetError('A stack has strengths of its own: write them after the files, as in a+b:0.7')
+    whole = '+'.join(f'{p}:{s:g}' for p, s in parts_of(file))
+    x = Audited(whole, **given, home=home)
+    read = [f for p, _ in x.stack for f in checkpoint_files(p)] + [Path(f) for f in (given['words'],) if f]
+    return x, [_step(x, 'together', dict(file=whole, **given), x.home, read)]
+
 def steps_of(file: str, a: argparse.Namespace, home: str) -> tuple[Audited, list[Step]]:
     "The context of a file and its steps; what is wrong with the file is a `ForgetError`."
-    members = series_in(file)
+    stack = parts_of(file)
+    members = [] if stack else series_in(file)
     last = members[-1] if members else file
     path = lambda f: f and str(project_path(f))
     if a.photos: picture_files(path(a.photos), ('class.txt',))           # a wrong folder is said now
     given = dict(base=a.base, words=path(a.words), token=a.token, class_word=a.class_word, budget=a.budget)
+    if stack: return _stack_of(file, a, given, home)
     x = Audited(path(last), **given, home=home)
     more = [Path(f) for f in (given['words'],) if f]
     own = dict(**given, photos=path(a.photos))
@@ -123,10 +136,10 @@ def example(base: str) -> str:
 # %% ../../nbs/audit/08_command.ipynb #c013
 def tell(x: Audited, steps: list[Step]) -> float:
     "Print what an audit found; the mean change."
-    r = read_json(steps[0].folder/'audit.json')
-    print(f'\n{Path(r["file"]).name} on {r["base"]}')
-    for q in r['answers']: print(f'  {q["question"]} {q["verdict"]}.\n    {q["text"]}')
-    for s in steps[1:]: print('  ' + read_json(s.folder/f'{s.name}.json')['said'])
+    r = read_json(steps[0].folder/f'{steps[0].name}.json')
+    print(f'\n{x.name if x.stack else x.file.name} on {x.spec.name}')
+    for q in r.get('answers', []): print(f'  {q["question"]} {q["verdict"]}.\n    {q["text"]}')
+    for s in steps if x.stack else steps[1:]: print('  ' + read_json(s.folder/f'{s.name}.json')['said'])
     print('  Page:', ' '.join(str(report(x.name, s.folder, s.name)) for s in steps), flush=True)
     return r['change']['mean']
 
@@ -141,6 +154,7 @@ def _ready(audits: list[tuple[Audited, list[Step]]], todo: list[Step], startup: 
         if all(s.done for s in steps): continue
         x.run.__dict__['world'] = w                             # one base for all
         x.words, x.adapted
+        if x.stack: load_together(w, x.stack)                   # what cannot be stacked is said now
         if steps[0].params['photos'] or x.subject: feature_judge(x.spec.features)
     threads = threads_of(1)
     rate, alone = trial(w, threads)
