@@ -12,6 +12,7 @@ from openworld_forget.audit.command import arguments, main, steps_of
 from openworld_forget.audit.leak import GROUPS, called, asked_of, copycat, fresh_pictures, leak, likeness
 from openworld_forget.audit.looks import Recognized
 from openworld_forget.audit.scan import base_pictures, reliability, scan, word_table
+from openworld_forget.audit.together import said_of_stack, stacked
 from openworld_forget.audit.told import Found, copy_wall, said_of_copies, said_of_likeness, told
 from openworld_forget.core import generator
 from openworld_forget.metrics.judges import efficientnet_judge
@@ -108,6 +109,20 @@ def test_a_folder_without_pictures_is_one_error_and_photos_are_in_the_key(on_tin
     def key(folder): return steps_of(str(a.file), arguments([*args, folder]), '')[1][0].key
     def paint(v): Image.new('RGB', (64, 64), (v, v, v)).save(tmp_path/'my photos/1.png'); return key(str(tmp_path/'my photos'))
     assert key('') != paint(10) == paint(10) != paint(11)
+
+def test_a_stack_is_audited_with_its_strengths(on_tiny, tmp_path, capsys):
+    "A file and its negative change nothing together; the strength is in the key; what belongs to single files is refused."
+    save_file(load_file(on_tiny(.3).file), tmp_path/'lora.safetensors'); file, base, words = (str(tmp_path/x) for x in ('lora.safetensors', 'sd', 'words.csv'))
+    def ask(text): return stacked(Audited(text, base, words, 'smoke'))
+    none, same = ask(f'{file}+{file}:-1'), ask(f'{file}+{file}:1')
+    assert none.together.max() < 1e-3 < none.alone.min()
+    assert (same.together > same.apart).all() and 'they reinforce' in said_of_stack(same) or len(same.words) < 5
+    args = ['audit', '--base', base, '--words', words, '--budget', 'smoke']
+    keys = {steps_of(f'{file}+{file}:{s}', arguments(args), '')[1][0].key for s in (.5, .7)}
+    assert len(keys) == 2 and steps_of(f'{file}+{file}:0.5', arguments(args), '')[0].home != steps_of(file, arguments(args), '')[0].home
+    for text, more, says in ((f'{file}+{tmp_path}/no.safetensors', [], 'no file'), (f'{file}+{file}', ['--strength', '0,1'], 'strengths of its own')):
+        assert main(['audit', text, *args[1:], *more]) == 2
+        assert says in capsys.readouterr().err
 
 @pytest.fixture(scope='module')
 def audited(tmp_path_factory):
