@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ForgetError', 'choose', 'numbers', 'seed_for', 'generator', 'rng', 'noise', 'content_key', 'atomic', 'write_text',
-           'write_json', 'read_json', 'check_finite', 'save_tensors', 'load_tensors', 'tensor_shapes', 'alone',
-           'cached', 'Record', 'root', 'outputs', 'project_path', 'shared_cache']
+           'write_json', 'read_json', 'check_finite', 'save_tensors', 'what_else', 'load_tensors', 'tensor_shapes',
+           'alone', 'cached', 'Record', 'root', 'outputs', 'project_path', 'shared_cache']
 
 # %% ../nbs/00_core.ipynb #c003
 import difflib, hashlib, json, os, tempfile, typing
@@ -165,18 +165,19 @@ def save_tensors(path: Path|str, tensors: dict, meta: dict|None=None, more: dict
     with atomic(path) as t: save_file(plain, t, metadata=header)
 
 # %% ../nbs/00_core.ipynb #c017b
-def _what_else(head: bytes, e: Exception) -> str:
-    """What a file is that is no safetensors file, and what to do, from its first bytes in lower
-    case and the reader's error."""
-    if head.startswith(b'version https://git-lfs'):
+def what_else(path: Path|str, meant: str='safetensors') -> str|None:
+    "What a file is that could not be read as what was meant, and what to do, as far as its first bytes tell."
+    with open(path, 'rb') as f: head = f.read(200)
+    text = head.lstrip().lower()
+    if text.startswith(b'version https://git-lfs'):
         return 'is a git-lfs pointer, not the file itself: get it with `git lfs pull`, or download it'
-    if head.startswith((b'<!doctype', b'<html')):
+    if text.startswith((b'<!doctype', b'<html')):
         return 'is an HTML page, not the file itself: a download link that led to a page; download it again'
     if not head: return 'is empty (no bytes): download it, or make it, again'
-    if head.startswith((b'pk\x03\x04', b'\x80')):
-        return 'is a pickle or zip file with another name: pickles (.bin, .ckpt, .pt) are not read'
-    return (f'is not a readable safetensors file ({type(e).__name__}: {e}). Pickles (.bin, .ckpt, .pt) are not read; '
-            f'a truncated file must be made again')
+    if head.startswith(b'GGUF'): return 'is a GGUF file: quantized files are not read. Get it in float16 or float32'
+    if meant != 'safetensors' and head[8:9] == b'{': return 'is a safetensors file: give it the ending .safetensors'
+    if meant != 'pickle' and head.startswith((b'PK\x03\x04', b'\x80')):
+        return 'is a pickle or zip file: give it the ending .ckpt, .pt or .bin'
 
 # %% ../nbs/00_core.ipynb #c017b2
 def _read(path, tensor):
@@ -188,8 +189,8 @@ def _read(path, tensor):
         with safe_open(path, 'pt') as f:
             out, text = {k: tensor(f, k) for k in f.keys()}, (f.metadata() or {}).get('meta', '{}')
     except Exception as e:
-        with open(path, 'rb') as f: head = f.read(200).lstrip().lower()
-        raise ForgetError(f'{path} {_what_else(head, e)}.') from None
+        cut = f'is no whole safetensors file ({e}): cut short or damaged. Download it, or make it, again'
+        raise ForgetError(f'{path} {what_else(path) or cut}.') from None
     try: meta = json.loads(text)
     except ValueError: meta = {}
     return out, meta if isinstance(meta, dict) else {}

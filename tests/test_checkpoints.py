@@ -14,25 +14,19 @@ from safetensors.torch import load_file, save_file
 
 from openworld_forget.training.checkpoints import checkpoint_files, checkpoint_kind, differences, load_adapted
 from openworld_forget.training.deltas import header, layer_names
-from openworld_forget.core import ForgetError, generator, load_tensors
+from openworld_forget.core import ForgetError, load_tensors
 from openworld_forget.training.adapt import Adaptation, adapt, save_adapted
 from openworld_forget.worlds.load import clone, load_world
 from openworld_forget.worlds.tiny import save_world, tiny_world
-
-G = generator(0, 'files in the wild')
-def r(*shape): return torch.randn(*shape, generator=G)*.2
-ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
-TO_Q, CONV, RES = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q', 'mid_block.attentions.0.proj_in', 'mid_block.resnets.0.conv1'
-NORM, TEXT = 'mid_block.attentions.0.norm', 'encoder.layers.0.self_attn.q_proj'
+from wild import (
+    ATTENTION, CONV, G, NORM, RES, TEXT, TO_Q, attention, exact, kohya, pairs, probe, r, refused, rows, same, shake, single_file, tucker, weight, write,
+)
 
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
 @pytest.fixture(scope='module')
 def mini(): return load_world('mini', 'cpu')
 
-def probe(w, prompt='a dog'):
-    g = generator(0, 'probe'); z = torch.randn(2, *w.latent_shape, generator=g)
-    with torch.no_grad(): return w.predict(z, torch.tensor([5, 500]), w.encode_text([prompt]*2))
 @pytest.fixture(autouse=True)
 def seeded():
     "peft draws its weights from the global generator: the same ones in every run, whatever ran before."
@@ -40,43 +34,7 @@ def seeded():
         torch.manual_seed(0)
         yield
 
-def same(a, b, atol=3e-5): return torch.allclose(probe(a), probe(b), atol=atol, rtol=1e-4)
-def kohya(name, prefix='lora_unet'): return f'{prefix}_{name.replace(".", "_")}'
-def weight(base, name):
-    for m in (base.unet, base.text_encoder):
-        try: return m.get_submodule(name).weight.detach()
-        except AttributeError: continue
-def write(path, tensors, meta=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, meta); return path
-def refused(base, path, *said, **kw):
-    with pytest.raises(ForgetError) as e: load_adapted(base, path, **kw)
-    for s in said: assert s in str(e.value), (s, str(e.value))
-    return str(e.value)
-def exact(base, path, deltas, biases=()):
-    "The file adds exactly these differences, and nothing else changes."
-    w, biases = load_adapted(base, path), dict(biases)
-    want = {f'{k}.weight': v for k, v in deltas.items()} | {f'{k}.bias': v for k, v in biases.items()}
-    for part in ('unet', 'text_encoder'):
-        own = dict(getattr(base, part).named_parameters())
-        for k, p in getattr(w, part).named_parameters():
-            q = own[k] + want[k].reshape(own[k].shape) if k in want else own[k]
-            assert torch.allclose(p, q, atol=1e-6, rtol=1e-5) and (k in want or torch.equal(p, q)), k
-    assert {k.split('.', 1)[1] for k in differences(base, path)} == set(want)
-    return w
-
 # ---- LoRA: scales
-
-def pairs(base, names, rank=lambda i: 2, alpha=lambda i: None, write=lambda n: kohya(n), down='lora_down.weight', up='lora_up.weight'):
-    "(tensors of a file, differences by hand) of LoRA pairs on some layers."
-    f, deltas = {}, {}
-    for i, n in enumerate(names):
-        W, k, a = weight(base, n), rank(i), alpha(i)
-        A, B = r(k, *W.shape[1:]), r(len(W), k, *[1]*(W.ndim - 2))
-        f |= {f'{write(n)}.{down}': A, f'{write(n)}.{up}': B} | ({f'{write(n)}.alpha': torch.tensor(float(a))} if a is not None else {})
-        deltas[n] = (1 if a is None else a/k)*(B.flatten(1) @ A.flatten(1)).reshape(W.shape)
-    return f, deltas
-def attention(base): return [k for k, _ in base.unet.named_modules() if k.endswith(ATTENTION)]
 
 @pytest.mark.parametrize('alpha', [lambda i: 2 + i % 6, lambda i: 1.5*(1 + i % 4), lambda i: None, lambda i: 4 if i % 2 else None, lambda i: i % 3 - 1],
                          ids=['alpha = rank', 'other alphas', 'no alpha', 'alpha for some', 'alpha 0 and below'])
@@ -236,7 +194,6 @@ def test_ia3_of_peft_and_lycoris_and_other_kinds_are_named(base, tmp_path):
 
 # ---- the other kinds of difference, by hand
 
-def tucker(t, a, b): return torch.einsum('ijkl,ip,jr->prkl', t, a, b).contiguous()
 KINDS = {
     'locon': (RES, lambda o, i: dict(up=r(o, 4, 1, 1), down=r(4, i, 3, 3)), lambda t: (t['up'].flatten(1) @ t['down'].flatten(1)), 4),
     'conv 1x1': (CONV, lambda o, i: dict(up=r(o, 4, 1, 1), down=r(4, i, 1, 1)), lambda t: t['up'][..., 0, 0] @ t['down'][..., 0, 0], 4),
@@ -329,11 +286,6 @@ def test_the_header_can_be_read_and_may_say_what_it_likes(base, tmp_path):
 
 # ---- words
 
-def rows(w, prompt):
-    "The embeddings of a prompt's new words."
-    ids = w.tokens([prompt])[0]; new = torch.tensor([int(i) not in (w.tokenizer.eos_token_id, w.tokenizer.bos_token_id) for i in ids])
-    return w.text_encoder.get_input_embeddings().weight[ids[new]]
-
 @pytest.mark.parametrize('key, file, prompts', [
     ('emb_params', 'EasyNegative', ('<EasyNegative>', '<easynegative>', '  <EASYNEGATIVE>  ')), ('clip_l', 'Style', ('<Style>', '<style>')),
     ('string_to_param.*', 'x-Y', ('<x-Y>', '<x-y>')), ('*', '<new1>', ('<new1>', '<NEW1>')), ('EasyNegative', 'a', ('EasyNegative', 'easynegative')),
@@ -408,7 +360,7 @@ def test_hidden_files_capital_suffixes_links_and_slashes(base, tmp_path):
 
 @pytest.mark.parametrize('content, said', [
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'git-lfs pointer'), (b'<!DOCTYPE html><html></html>', 'HTML page'),
-    (b'', 'is empty'), (b'PK\x03\x04' + b'0'*99, 'pickle'), (b'\x80\x02}q\x00.', 'pickle'), (b'\x08\0\0\0\0\0\0\0{"a":1}', 'truncated'),
+    (b'', 'is empty'), (b'PK\x03\x04' + b'0'*99, 'pickle'), (b'\x80\x02}q\x00.', 'pickle'), (b'\x08\0\0\0\0\0\0\0{"a":1}', 'cut short'),
 ])
 def test_what_is_no_safetensors_file_says_what_it_is(base, tmp_path, content, said):
     (tmp_path/'a.safetensors').write_bytes(content); refused(base, tmp_path/'a.safetensors', said, 'a.safetensors')
@@ -418,19 +370,14 @@ def test_what_cannot_be_read_gives_the_true_reason(base, tmp_path):
     (tmp_path/'f').mkdir(); (tmp_path/'f/pytorch_lora_weights.bin').write_bytes(b'x')
     refused(base, tmp_path/'f', 'no whole file of torch.save', 'pytorch_lora_weights.bin')
     (tmp_path/'x.gguf').write_bytes(b'x'); assert 'pickle' not in refused(base, tmp_path/'x.gguf', 'not a safetensors file').split('Expected')[0]
-    for key, family in (('cond_stage_model.model.x', 'SD 2'), ('conditioner.embedders.0.x', 'SDXL')):
-        refused(base, write(tmp_path/'m.safetensors', {'model.diffusion_model.out.2.bias': r(4), key: r(2)}), 'single-file', family, 'from_single_file')
+    for key, says in (('cond_stage_model.model.x', ('SD 2', 'from_single_file')), ('conditioner.embedders.0.x', ('another base (SDXL)',))):
+        refused(base, write(tmp_path/'m.safetensors', {'model.diffusion_model.out.2.bias': r(4), key: r(2)}), 'single-file', *says)
     refused(base, write(tmp_path/'n.safetensors', {'conv_in.weight': r(4, 4, 3, 3)}), 'config.json')
     f, _ = pairs(base, [TO_Q]); save_world(base, tmp_path/'p')
     write(tmp_path/'p/pytorch_lora_weights.safetensors', f); refused(base, tmp_path/'p', 'choose one')
 
 # ---- whole networks
 
-def shake(m):
-    m = clone(m)
-    with torch.no_grad():
-        for p in m.parameters(): p.add_(.05*torch.randn(p.shape, generator=G))
-    return m
 @pytest.fixture(scope='module')
 def tuned(base): return base.but(unet=shake(base.unet), text_encoder=shake(base.text_encoder))
 @pytest.fixture
@@ -800,38 +747,6 @@ def test_a_pickle_with_something_else_gives_the_true_reason(base, tmp_path, cach
     refused(base, tmp_path/'sd.ckpt', 'sd.ckpt', 'denoiser')
 
 # ---- single files: Stable Diffusion 1 under the names of its first code
-
-RESNET = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3', 'time_emb_proj': 'emb_layers.1',
-          'conv_shortcut': 'skip_connection'}
-TOP = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0',
-       'conv_out': 'out.2', 'mid_block.resnets.0': 'middle_block.0', 'mid_block.attentions.0': 'middle_block.1', 'mid_block.resnets.1': 'middle_block.2'}
-
-def first_names(unet):
-    "Today's prefix of a module -> that of the first code."
-    n, out = unet.config.layers_per_block, dict(TOP)
-    for i, b in enumerate(unet.down_blocks):
-        for j in range(n):
-            out[f'down_blocks.{i}.resnets.{j}'] = f'input_blocks.{i*(n + 1) + 1 + j}.0'
-            out[f'down_blocks.{i}.attentions.{j}'] = f'input_blocks.{i*(n + 1) + 1 + j}.1'
-        out[f'down_blocks.{i}.downsamplers.0.conv'] = f'input_blocks.{(i + 1)*(n + 1)}.0.op'
-    for i, b in enumerate(unet.up_blocks):
-        for j in range(n + 1):
-            out[f'up_blocks.{i}.resnets.{j}'] = f'output_blocks.{i*(n + 1) + j}.0'
-            out[f'up_blocks.{i}.attentions.{j}'] = f'output_blocks.{i*(n + 1) + j}.1'
-        out[f'up_blocks.{i}.upsamplers.0.conv'] = f'output_blocks.{i*(n + 1) + n}.{2 if hasattr(b, "attentions") else 1}.conv'
-    return out
-
-def single_file(w, dtype=torch.float32):
-    "A world's denoiser and text encoder as one file has them."
-    out, names = {}, first_names(w.unet)
-    for k, v in w.unet.state_dict().items():
-        prefix = next(p for p in sorted(names, key=len, reverse=True) if k.startswith(p + '.'))
-        rest = k[len(prefix) + 1:]
-        if '.resnets.' in prefix: rest = RESNET[rest.rpartition('.')[0]] + '.' + rest.rpartition('.')[2]
-        out[f'model.diffusion_model.{names[prefix]}.{rest}'] = v.to(dtype)
-    bare = lambda k: k.removeprefix('text_model.')
-    out |= {f'cond_stage_model.transformer.text_model.{bare(k)}': v.to(dtype) for k, v in w.text_encoder.state_dict().items()}
-    return out | {'cond_stage_model.transformer.text_model.embeddings.position_ids': torch.arange(77)[None]}
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 def test_a_single_file_is_its_denoiser_and_text_encoder(base, tuned, tmp_path, dtype):

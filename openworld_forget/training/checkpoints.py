@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'LORA', 'CUSTOM', 'ADAPTER', 'SINGLE', 'BARE', 'OTHERS', 'NO_WORD', 'OLD', 'NO_MEANING', 'TEXT_FIELDS', 'BETAS',
-           'TEXT_OF', 'ADDING', 'READERS', 'checkpoint_kind', 'add_token', 'load_adapted', 'checkpoint_files',
+           'TEXT_OF', 'LEFT', 'ADDING', 'READERS', 'checkpoint_kind', 'add_token', 'load_adapted', 'checkpoint_files',
            'differences']
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c003
@@ -14,13 +14,13 @@ import diffusers, torch
 from diffusers import DDPMScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from transformers import AddedToken, CLIPTextConfig, CLIPTokenizer
-from ..core import ForgetError, check_finite, load_tensors, numbers, tensor_shapes
+from ..core import ForgetError, check_finite, load_tensors, numbers, tensor_shapes, what_else
 from .adapt import Adaptation, RowEmbedding, freeze, load_own
 from openworld_forget.training.deltas import (
-    ATTACHED, EXPECTED, LEARNED, PEFT, PEFT_CONFIG, PLAIN, WORD, as_floats, changed_weight, check_config,
+    ATTACHED, EXPECTED, LEARNED, NAMES, PEFT, PEFT_CONFIG, PLAIN, WIDTHS, WORD, as_floats, changed_weight, check_config,
     check_header, for_another, header, json_object, made_for, weight_changes,
 )
-from .pickles import PICKLES, as_safetensors, spoken_of
+from .pickles import PICKLES, as_safetensors, pickles_in, spoken_of
 from ..worlds.load import clone
 from ..worlds.pictures import say
 from ..worlds.world import World
@@ -37,7 +37,7 @@ def _listed(folder):
 # a name in any of these ways belongs to an adapter: read, or refused as a kind that is not read
 ADAPTER = re.compile(
     r'^(lora_(unet|te\d?|transformer)|lycoris|lllite)(_|\.)|\.(lora|hada|lokr|oft|boft|vera)_|'
-    r'[._]lora\.(up|down|alpha)|^bundle_emb\.|^base_model\.model\.|'
+    r'[._]lora\.(up|down|alpha)|^bundle_emb\.|^base_model\.model\.|^(unet|text_encoder):\d+:|'
     r'\.(dora_scale|diff|diff_b|w_norm|b_norm|on_input|alpha)$'
 )
 
@@ -64,29 +64,49 @@ def _embeds(shapes) -> bool:
     few = len(shapes) <= 8 and all(1 <= len(v) <= 2 for v in shapes.values())
     return few and len(widths) <= 1 and not any(map(_no_word, shapes))
 
+# %% ../../nbs/training/06_checkpoints.ipynb #c030e
+def _transformer(keys) -> str|None:
+    "The families whose denoiser is a transformer, where names say so."
+    return next((family for family, word in NAMES[1:] if any(re.search(word, k) for k in keys)), None)
+
+def _family(shapes) -> str:
+    "The family of a single-file checkpoint: by the width of the text that its denoiser reads, else by names."
+    widths = {v[-1] for k, v in shapes.items() if k.startswith(SINGLE[0]) and k.endswith('attn2.to_k.weight')}
+    if known := widths & set(WIDTHS): return WIDTHS[min(known)]
+    if any(k.startswith('conditioner.') for k in shapes): return 'SDXL'
+    if any(k.startswith('cond_stage_model.model.') for k in shapes): return 'SD 2'
+    return _transformer(shapes) or 'SD 1'
+
+def _single_kind(path, shapes) -> str:
+    "'single': a single-file checkpoint of Stable Diffusion 1; others, and parts of one, are refused."
+    if any(k.startswith('control_model.') for k in shapes):
+        raise ForgetError(f'{path} holds a ControlNet, an input beside a model and no change of it: this kind is not '
+                          f'read. {EXPECTED}')
+    if not any(k.startswith(SINGLE[0]) for k in shapes):
+        raise ForgetError(f'{path} holds no denoiser, only {sorted({k.split(".")[0] for k in shapes})}: a VAE or a '
+                          'text encoder alone is not read. Give the file of the whole model.')
+    if (family := _family(shapes)) == 'SD 1': return 'single'
+    if family != 'SD 2':
+        raise ForgetError(f'{path} is a single-file checkpoint. {for_another(family)} '
+                          'Single files are read of SD 1 alone.')
+    raise ForgetError(f'{path} is a single-file checkpoint of SD 2; of those, SD 1 alone is read. On a base of SD 2, '
+                      'convert it once: `StableDiffusionPipeline.from_single_file(file, config=folder_of_the_base, '
+                      'local_files_only=True).save_pretrained(folder)`, and give that folder.')
+
 # %% ../../nbs/training/06_checkpoints.ipynb #c030c
 def _file_kind(path, shapes) -> str:
     "What a file's tensors are; what is not read is refused."
     if not shapes:
         raise ForgetError(f'{path} holds no tensors: the file is empty. Save it again with the tool that made it.')
     if any('_custom_diffusion.' in k for k in shapes): return 'custom'
-    if any(k.startswith(SINGLE) for k in shapes):
-        family = (
-            'SDXL' if any('conditioner.' in k for k in shapes)
-            else 'SD 2' if any('cond_stage_model.model.' in k for k in shapes)
-            else 'SD 1'
-        )
-        if family == 'SD 1' and any(k.startswith(SINGLE[0]) for k in shapes): return 'single'
-        raise ForgetError(f'{path} is a single-file checkpoint ({family}): '
-                          'one file for denoiser, VAE and text encoder, without their configs. Convert it once: '
-                          '`StableDiffusionPipeline.from_single_file(file, config=folder_of_the_base, '
-                          'local_files_only=True).save_pretrained(folder)`, and give that folder.')
+    if any(k.startswith(SINGLE) for k in shapes): return _single_kind(path, shapes)
     if any(ADAPTER.search(k) for k in shapes): return 'lora'
     if _embeds(shapes): return 'inversion'
     if 'conv_in.weight' in shapes or any(k.startswith(('encoder.', 'text_model.')) for k in shapes):
         raise ForgetError(f'{path} holds the weights of a network without its config. '
                           'Give the folder with its config.json, or the pipeline\'s folder.')
-    raise ForgetError(f'{path}: its keys are of no known kind, for example {sorted(shapes)[:3]}. {EXPECTED}')
+    why = for_another(family) if (family := _transformer(shapes)) else EXPECTED
+    raise ForgetError(f'{path}: its keys are of no known kind, for example {sorted(shapes)[:3]}. {why}')
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c031
 def _choice(p, files):
@@ -144,7 +164,7 @@ def _folder_kind(p) -> tuple[str, Path]:
                           'Give its folder unet, or save the whole pipeline.')
     if files: return checkpoint_kind(_choice(p, files))
     inside = sorted(f.name for f in p.iterdir() if f.name[0] != '.')
-    if pickled := [p/n for n in inside if Path(n).suffix in PICKLES and n != 'optimizer.bin']:
+    if pickled := pickles_in(p):
         home = as_safetensors(*pickled)
         with spoken_of(p, home): return _folder_kind(home)
     raise ForgetError(f'{p}: nothing to read here; it holds {inside[:8]}. {EXPECTED}')
@@ -175,10 +195,11 @@ def checkpoint_kind(path: Path|str) -> tuple[str, Path]:
                           'Check the path.')
     if p.is_dir(): return _folder_kind(p)
     if p.suffix.lower() in PICKLES:
-        beside = [f for f in p.parent.iterdir() if f.suffix in PICKLES] if p.stem == Path(CUSTOM).stem else [p]
+        beside = pickles_in(p.parent) if p.stem == Path(CUSTOM).stem else [p]
         copy = as_safetensors(*sorted(beside))/f'{p.stem}.safetensors'
         with spoken_of(p, copy): return checkpoint_kind(copy)
-    if p.suffix.lower() != '.safetensors': raise ForgetError(f'{p} is not a safetensors file. {EXPECTED}')
+    if p.suffix.lower() != '.safetensors':
+        raise ForgetError(f'{p} {what_else(p, "any") or "is not a safetensors file"}. {EXPECTED}')
     shapes, meta = tensor_shapes(p)
     if _own(meta): return 'own', p
     if shapes and p.name == PEFT and (p.parent/PEFT_CONFIG).is_file(): return 'lora', p     # of its config's kind
@@ -594,6 +615,18 @@ def _pipeline(base, path):
 # %% ../../nbs/training/06_checkpoints.ipynb #c055s2
 TEXT_OF = 'cond_stage_model.transformer.'
 
+# beside the parts: averages and embeddings of a training, CLIP's likeness to pictures, positions, the noise schedule
+LEFT = re.compile(r'(model_ema|embedding_manager)\.|cond_stage_model\.(logit_scale|text_projection)$|.*position_ids$|'
+                  r'[^.]+$')
+
+def _parts_in(path) -> dict[str, torch.Tensor]:
+    "The tensors of a single file that belong to a denoiser, a VAE or a text encoder; others are refused."
+    tensors = {k: v for k, v in load_tensors(path, finite=False)[0].items() if not LEFT.match(k)}
+    if odd := sorted(k for k in tensors if not k.startswith((*SINGLE[:2], TEXT_OF))):
+        raise ForgetError(f'{path}: {len(odd)} of its tensors have no place in a checkpoint of SD 1, for example '
+                          f'{odd[0]!r}. Save it again without them.')
+    return as_floats(path, tensors)
+
 def _same_vae(base, tensors) -> bool:
     "Whether the VAE in a single file is the base's, up to how its numbers were stored."
     own = {k: v.float() for k, v in base.vae.state_dict().items()}
@@ -606,14 +639,16 @@ def _same_vae(base, tensors) -> bool:
 # %% ../../nbs/training/06_checkpoints.ipynb #c055s3
 def _single(base, path):
     "Denoiser and text encoder of a single-file checkpoint (SD 1), on the base's VAE, schedule and tokenizer."
-    found = load_tensors(path, finite=False)[0]                 # besides: averages of its training, the noise schedule
-    tensors = {k: v for k, v in found.items() if k.startswith(SINGLE[:3]) and not k.endswith('position_ids')}
-    tensors = as_floats(path, tensors)
+    tensors = _parts_in(path)
     try: found = convert_ldm_unet_checkpoint(dict(tensors), base.unet.config)
     except Exception as e:
         raise ForgetError(f'{path}: its denoiser is not that of this base ({type(e).__name__}: {str(e)[:80]}). '
                           f'{for_another(None)}') from None
     unet, text = _placed(path, base.unet, found, ' of its denoiser'), base.text_encoder
+    used = {id(v) for v in found.values()}
+    if lost := sorted(k for k, v in tensors.items() if k.startswith(SINGLE[0]) and id(v) not in used):
+        raise ForgetError(f'{path}: the denoiser of this base has no place for {lost[0]!r} ({len(lost)} tensors). '
+                          f'{for_another(None)}')
     own = text.state_dict()
     given = {k.removeprefix(TEXT_OF): v for k, v in tensors.items() if k.startswith(TEXT_OF)}
     given = {_today(k, own): v for k, v in given.items()}

@@ -25,7 +25,8 @@ EXPECTED = (
     'Expected a run of this package (adapter.safetensors), '
     'a LoRA, LoHa, LoKr or DoRA file (kohya, LyCORIS, diffusers, or peft\'s folder), '
     'a Custom Diffusion folder (pytorch_custom_diffusion_weights.safetensors with <token>.safetensors), '
-    'a textual inversion (<token>.safetensors), or a diffusers folder of a UNet or a pipeline; all as safetensors.'
+    'a textual inversion (<token>.safetensors), a diffusers folder of a UNet or a pipeline, '
+    'or a single-file checkpoint of SD 1; as safetensors, or as a pickle of tensors.'
 )
 
 def header(path: Path|str) -> dict[str, str]:
@@ -334,6 +335,7 @@ def _scale(where, layer, alpha, rank, c) -> float:
 UNREAD = (
     ('IA3', r'on_input|ia3'), ('OFT', r'\.boft|oft_'), ('GLoRA', r'\.[ab][12]\.weight$'),
     ('a ControlNet (LLLite)', 'lllite'), ('VeRA', 'vera_'),
+    ('an early LoRA (cloneofsimo)', r'^(unet|text_encoder):\d+:'),
 )
 ATTACHED = (
     'it is a network that was saved with a LoRA attached, not fused: `fuse_lora()` and `unload_lora_weights()` first, '
@@ -357,9 +359,10 @@ def _entries(path, keys, names, whole, family) -> dict[str, dict[str, str]]:
     if any(k.endswith('.base_layer.weight') for k in keys): raise ForgetError(f'{path}: {ATTACHED}')
     if unread := sorted(k for k, v in roles.items() if v is None):
         kind = next((n for n, p in UNREAD if any(re.search(p, k) for k in keys)), None)
+        remedy = ('It is an input beside a model, no change of it.' if 'ControlNet' in (kind or '')
+                  else 'Merge it into the model with the tool that made it, and save that.')
         raise ForgetError(f'{path}: this kind is not read{f": {kind}" if kind else ""} ({len(unread)} of {len(keys)} '
-                          f'tensors, for example {unread[0]!r}). '
-                          f'Merge it into the model with the tool that made it, and save that. {EXPECTED}')
+                          f'tensors, for example {unread[0]!r}). {remedy} {EXPECTED}')
     out, lost = defaultdict(dict), []
     for k, (text, role) in roles.items():
         if (layer := _layer(names, text)) is None: lost.append(k)
@@ -462,7 +465,7 @@ def weight_changes(base: World, path: Path):
     for layer, roles in sorted(entries.items()):
         part, name = layer.split('.', 1)
         module = getattr(base, part).get_submodule(name)
-        t = {role: tensors[k].to(module.weight.device) for role, k in roles.items()}
+        t = {role: tensors[k] if role == 'alpha' else tensors[k].to(module.weight.device) for role, k in roles.items()}
         changes = _delta(f'{path}: {layer}', layer, t, module, said[part], family)
         for p, d in changes.items(): yield f'{layer}.{p}', d
 
