@@ -16,7 +16,7 @@ from .scan import base_pictures, mean_interval_of, scan, word_table
 from ..core import ForgetError, cached, content_key, load_tensors, rng, seed_for
 from ..metrics.classify import NoisePlan, errors, load_scores, margins
 from ..metrics.color import cdi, name_histogram
-from ..metrics.judges import clip_judge, lpips_judge
+from ..metrics.judges import judges_of, lpips_judge
 from ..metrics.semantic import second_look
 from ..metrics.variety import lpips_distances
 from ..source import source_key
@@ -104,10 +104,9 @@ def predictors(run: Run, words: list[Word], pictures: int=2, steps: int=4) -> pd
     for name, x in (('lead', drawn), ('lead, unguided', plain)):
         z = base.encode(x)
         before = leads(base, words, z, steps, run.cache)
-        t[name] = (before - leads(adapted, words, z, steps)).mean(1)
+        t[name] = (before - leads(adapted, words, z, steps, run.cache)).mean(1)
         if x is drawn: t['(base lead)'] = -before.mean(1)
-    clip = clip_judge()
-    text = clip.embed_text([run.spec.template.format(run.subject.class_word), *(w.prompt for w in words)])
+    text = judges_of(run.spec)['clip'].embed_text([run.spec.template.format(run.subject.class_word), *(w.prompt for w in words)])
     t['(near the class)'] = torch.nn.functional.cosine_similarity(text[:1], text[1:]).numpy()
     return t
 

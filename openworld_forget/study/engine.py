@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KILLED', 'PATIENCE', 'FIXED', 'STARTUP', 'command', 'surroundings', 'run_step', 'why', 'causes', 'config',
            'engine_log', 'engine_alive', 'close_engine', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate',
-           'execute']
+           'progress', 'execute']
 
 # %% ../../nbs/study/06_engine.ipynb #c003
 import os, re, sys, threading, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch, numpy as np
@@ -312,6 +313,30 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
            else '.')
     )
 
+# %% ../../nbs/study/06_engine.ipynb #c020f
+@contextmanager
+def progress(total: float, workers: int=1, every: float=5.):
+    """A bar over expected seconds of all workers. It goes on between steps, too, and until the first one is done what
+    was expected says how much is left."""
+    from tqdm.auto import tqdm
+    class Bar(tqdm):
+        @property
+        def format_dict(self):
+            d = super().format_dict
+            if self.total and not self.n: d |= dict(n=min(d['elapsed']*workers, .98*self.total), rate=workers)
+            return d
+    shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
+    over = threading.Event()
+    with Bar(total=total, desc='study', smoothing=0, bar_format=shape) as bar:
+        def turn():
+            while not over.wait(every): bar.refresh()
+        t = threading.Thread(target=turn, daemon=True)
+        t.start()
+        try: yield bar
+        finally:
+            over.set()
+            t.join()
+
 # %% ../../nbs/study/06_engine.ipynb #c062exec00
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, clock: 'Clock|None'=None) -> list[Step]:
     """Run the steps that are not done; failures stop only what depends on them. Returns the failed steps, after their
@@ -320,15 +345,13 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.')
     home, failed, without, clock = steps[0].folder.parent, [], [], clock or Clock()
     if not todo: return []
-    from tqdm.auto import tqdm
     env, scratch = surroundings(threads_of(1 if serial else workers)), plain_folder()
     code = '\n'.join(template_code(n) for n in sorted({s.name for s in todo}))
     used = imports(re.sub(r'^[%!].*', '', code, flags=re.M))
     # once: what a step took changes what is expected of the next
     expected = {s.notebook: clock.seconds(s) for s in todo}
-    shape = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)), nursed(used, env, scratch),
-          tqdm(total=sum(expected.values()), desc='study', smoothing=0, bar_format=shape) as bar):
+          progress(sum(expected.values()), 1 if serial else workers) as bar):
         for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)    # of a run that was killed; nobody else writes here
         def told(s, error=None, seconds=0., dropped=False):
             name = s.notebook.relative_to(home).with_suffix('')
