@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from ..core import content_key, read_json, tensor_shapes
-from ..training.checkpoints import checkpoint_files, checkpoint_kind
+from ..training.checkpoints import BARE, checkpoint_files, checkpoint_kind
 from ..training.deltas import FORMULAS, ROLES, check_header, header, made_for
 from ..worlds.load import find_source
 from ..worlds.world import WorldSpec
@@ -83,7 +83,7 @@ def _ranks(shapes: dict) -> dict[int, int]:
         if role in firsts: out[shape[0]] = out.get(shape[0], 0) + 1
     return out
 
-def _triggers(meta: dict, kind: str, path: Path) -> list[str]:
+def _triggers(meta: dict, kind: str, path: Path, names: list[str]=()) -> list[str]:
     "Words that call what was learned: from this package's record, the header's phrase, the tags of training images."
     try: tags = json.loads(meta.get('ss_tag_frequency', '{}'))
     except ValueError: tags = {}
@@ -94,8 +94,8 @@ def _triggers(meta: dict, kind: str, path: Path) -> list[str]:
     often = sorted(count, key=lambda t: -count[t])[:3]
     own = [meta['token']] if isinstance(meta.get('token'), str) else []
     phrase = [x.strip() for x in re.split(r'[,\n]', meta.get('modelspec.trigger_phrase', ''))]
-    word = [path.stem] if kind == 'inversion' else []
-    return [t for t in dict.fromkeys([*own, *phrase, *word, *often]) if t]
+    own += [f'<{path.stem.strip("<>")}>' if k in BARE else k.strip() for k in names] if kind == 'inversion' else []
+    return [t for t in dict.fromkeys([*own, *phrase, *often]) if t]
 
 # %% ../../nbs/audit/01_facts.ipynb #c008
 def _of_this_package(meta: dict) -> dict[str, str]:
@@ -127,7 +127,7 @@ def facts(path: Path|str) -> Facts:
     about = KINDS[kind] + (f' ({p.name})' if given.is_dir() and p != given else '')
     return Facts(
         given, kind, about, content_key(*files)[:16], sum(f.stat().st_size for f in files)/1e6,
-        sum(map(len, shapes.values())), _ranks(names), said, made or '', _triggers(meta, kind, given),
+        sum(map(len, shapes.values())), _ranks(names), said, made or '', _triggers(meta, kind, p, list(names)),
     )
 
 # %% ../../nbs/audit/01_facts.ipynb #c010

@@ -101,7 +101,7 @@ def said_of_leak(f: Found) -> Answer:
     "Does it act without its word?"
     question, k = 'Does it act without its word?', f.leak
     if k is None:
-        how = 'neither its word nor its class is known: say `--token` and `--class-word`'
+        how = 'its word or its class is not known: say both, `--token` and `--class-word`'
         return Answer(f.name, question, 'not measured', 'open', how, '')
     t = k.rows.set_index('group')
     if not t.effect.max() > 0:
