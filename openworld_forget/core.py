@@ -175,7 +175,8 @@ def what_else(path: Path|str, meant: str='safetensors') -> str|None:
         return 'is an HTML page, not the file itself: a download link that led to a page; download it again'
     if not head: return 'is empty (no bytes): download it, or make it, again'
     if head.startswith(b'GGUF'): return 'is a GGUF file: quantized files are not read. Get it in float16 or float32'
-    if meant != 'safetensors' and head[8:9] == b'{': return 'is a safetensors file: give it the ending .safetensors'
+    if head[8:9] == b'{':                       # after the length of its header, whose first byte may be any
+        return None if meant == 'safetensors' else 'is a safetensors file: give it the ending .safetensors'
     if meant != 'pickle' and head.startswith((b'PK\x03\x04', b'\x80')):
         return 'is a pickle or zip file: give it the ending .ckpt, .pt or .bin'
 
