@@ -3,6 +3,7 @@ import os, re, shutil
 from pathlib import Path
 
 ATTRIBUTE = re.compile(r'\b(href|src)="([^"]*)"')
+TAG = re.compile(r'<[a-zA-Z][^<>]*>')                        # what stands in the text of a page, such as source, is no link
 ELSEWHERE = re.compile(r'(?:[a-z][a-z+.-]*:|//)', re.I)      # http:, mailto:, data:, ...
 CODE = 'code'                                               # the folder of the site with the source of the modules
 
@@ -67,7 +68,7 @@ def broken(site, host):
     for page in pages.all:
         name = page.relative_to(pages.site).as_posix()
         text = re.sub(r'(<(script|style)\b[^>]*>).*?</\2>', r'\1', page.read_text(encoding='utf-8'), flags=re.S)
-        for tag, url in ATTRIBUTE.findall(text):
+        for tag, url in (found for t in TAG.findall(text) for found in ATTRIBUTE.findall(t)):
             if host and host in url: wrong.append(f'{name}: {url} leads to the placeholder host')
             elif ELSEWHERE.match(url):
                 if tag == 'src' and not url.startswith('data:'): wrong.append(f'{name}: {url} is fetched from elsewhere')
