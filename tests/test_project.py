@@ -106,6 +106,21 @@ def test_titles_differ():
     twice = {t: [n for n in titles if titles[n] == t] for t in titles.values() if list(titles.values()).count(t) > 1}
     assert not twice, twice
 
+def torn_rows(text):
+    "Rows of Markdown tables that have other cells than their head: a bar in a formula tears them."
+    out, head = [], 0
+    for line in text.splitlines():
+        k = len(re.split(r'(?<!\\)\|', line.strip())) if line.startswith('|') else 0
+        head = (head or k) if k else 0
+        if k != head: out.append(line)
+    return out
+
+def test_no_row_of_a_table_is_torn():
+    assert torn_rows('| a | b |\n|---|---|\n| $|x|$ | 1 |\n| $\\|x\\|$ | 1 |') == ['| $|x|$ | 1 |']
+    for n, p in NOTEBOOKS.items():
+        for c in notebook(p)['cells']:
+            if c['cell_type'] == 'markdown': assert not (torn := torn_rows(source(c))), (n, torn)
+
 PAGE = re.compile(r'`(?:nbs/)?((?:[a-z]+/)*[0-9]{2,3}_[a-z_]+)(?:\.ipynb)?`|\]\(([^)#\s]+\.(?:ipynb|md|yaml|py|cff))(?:#[^)]*)?\)|`([a-z_/]+\.(?:ipynb|md))`')
 
 def dangling(text, folder):
