@@ -91,13 +91,12 @@ def series_in(file: str) -> list[str]:
     try: return [m.file for m in epochs(p)]
     except ForgetError: return []
 
-def _stack_of(file: str, a: argparse.Namespace, given: dict, home: str) -> tuple[Audited, list[Step]]:
+def _stack_of(stack: list[tuple[Path, float]], given: dict, home: str, more: list[Path]) -> tuple[Audited, list[Step]]:
     "The context of a stack of files, and its step."
-    if a.strength: raise ForgetError('A stack has strengths of its own: write them after the files, as in a+b:0.7')
-    whole = '+'.join(f'{p}:{s:g}' for p, s in parts_of(file))
+    whole = '+'.join(f'{p}:{s:g}' for p, s in stack)
     x = Audited(whole, **given, home=home)
-    read = [f for p, _ in x.stack for f in checkpoint_files(p)] + [Path(f) for f in (given['words'],) if f]
-    return x, [_step(x, 'together', dict(file=whole, **given), x.home, read)]
+    read = [f for p, _ in x.stack for f in checkpoint_files(p)]
+    return x, [_step(x, 'together', dict(file=whole, **given), x.home, [*read, *more])]
 
 def steps_of(file: str, a: argparse.Namespace, home: str) -> tuple[Audited, list[Step]]:
     "The context of a file and its steps; what is wrong with the file is a `ForgetError`."
@@ -107,9 +106,11 @@ def steps_of(file: str, a: argparse.Namespace, home: str) -> tuple[Audited, list
     path = lambda f: f and str(project_path(f))
     if a.photos: picture_files(path(a.photos), ('class.txt',))           # a wrong folder is said now
     given = dict(base=a.base, words=path(a.words), token=a.token, class_word=a.class_word, budget=a.budget)
-    if stack: return _stack_of(file, a, given, home)
-    x = Audited(path(last), **given, home=home)
     more = [Path(f) for f in (given['words'],) if f]
+    if stack and a.strength:
+        raise ForgetError('A stack has strengths of its own: write them after the files, as in a+b:0.7')
+    if stack: return _stack_of(stack, given, home, more)
+    x = Audited(path(last), **given, home=home)
     own = dict(**given, photos=path(a.photos))
     steps = [_step(x, 'audit', dict(file=path(last), **own), x.home, [*checkpoint_files(x.file), *more])]
     if members or a.strength:
@@ -152,7 +153,7 @@ def _ready(audits: list[tuple[Audited, list[Step]]], todo: list[Step], startup: 
     w = audits[0][0].base
     for x, steps in audits:
         if all(s.done for s in steps): continue
-        x.run.__dict__['world'] = w                             # one base for all
+        x.run.on(w)                                             # one base for all
         x.words, x.adapted
         if x.stack: load_together(w, x.stack)                   # what cannot be stacked is said now
         if steps[0].params['photos'] or x.subject: feature_judge(x.spec.features)

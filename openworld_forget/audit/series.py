@@ -226,7 +226,7 @@ def rewound(run: Run, concept: str, plain: str, corrected: list[str]) -> dict[st
     file = lambda m: str(run_folder(run.home, concept, m, run.study.seeds[0])/'adapter.safetensors')
     base = run.study.world if isinstance(run.study.world, str) else run.spec.source
     a = Audited(file(plain), base, budget=run.study.budget)
-    a.run.__dict__['world'] = run.world                         # one base for all
+    a.run.on(run.world)                                         # one base for all
     k = len(STRENGTHS)
     s = measure(a, strengths(file(plain), STRENGTHS) + [Member(m, file(m)) for m in corrected])
     if s.fidelity is None: raise ForgetError(f'{concept}: equal fidelity needs the photos of the subject.')

@@ -9,7 +9,7 @@ __all__ = ['Stack', 'stacked', 'stack_table', 'said_of_stack', 'stack_figure', '
 from dataclasses import dataclass
 import torch, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from .audited import Audited, name_of
-from .scan import base_pictures, mean_interval_of, scan, word_table
+from .scan import base_pictures, mean_interval_of, scan, with_ends, word_table
 from ..core import ForgetError, atomic, seed_for
 from ..show import FLOOR, INK, wall
 from ..training.checkpoints import load_adapted
@@ -54,7 +54,7 @@ def stack_table(s: Stack) -> pd.DataFrame:
 def said_of_stack(s: Stack) -> str:
     "What a stack does, in a sentence."
     t = stack_table(s)
-    pm = lambda r: f'{r.change:.2f}' + (f' [{r.low:.2f}, {r.high:.2f}]' if np.isfinite(r.low) else '')
+    pm = lambda r: with_ends(r.change, r.low, r.high)
     *alone, both, apart, meet = t.itertuples()
     verdict = ('that is not decided' if not np.isfinite(meet.low) or meet.low <= 0 <= meet.high else
                'they reinforce each other' if meet.low > 0 else 'they undo each other in part')

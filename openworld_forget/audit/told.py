@@ -12,7 +12,7 @@ import torch, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from .audited import Audited
 from .leak import GROUPS, Copies, Leak, Likeness
 from .looks import Recognized
-from .scan import Scan, mean_interval_of, over_words, reliability
+from .scan import Scan, mean_interval_of, over_words, reliability, with_ends
 from ..core import atomic
 from ..metrics.stats import ENOUGH, wilson
 from ..show import FLOOR, INK, wall
@@ -38,10 +38,6 @@ class Found:
 
 VISIBLE = .1        # of LPIPS between two seeds: pictures that moved less than a tenth of that look alike
 
-def _pm(v, low, high, digits=2) -> str:
-    f = lambda x: f'{x:.{digits}f}'
-    return f(v) + (f' [{f(low)}, {f(high)}]' if np.isfinite(low) else '')
-
 # %% ../../nbs/audit/06_told.ipynb #c006
 def said_of_drawing(f: Found) -> Answer:
     "Does it still draw other things as before?"
@@ -50,7 +46,7 @@ def said_of_drawing(f: Found) -> Answer:
         text = f'no prediction of {len(t)} words changed at all'
         return Answer(f.name, question, 'yes, exactly', 'good', text, '')
     every = over_words(t).set_index('category').loc['(all words)']
-    text = (f'mean change {_pm(every.change, every.low, every.high)} over {len(t)} words '
+    text = (f'mean change {with_ends(every.change, every.low, every.high)} over {len(t)} words '
             '(1: as much as the word itself says; floor 0)')
     d = f.drawn[f.drawn.why == 'by chance'] if len(f.drawn) else f.drawn
     if not len(d): return Answer(f.name, question, 'not measured', 'open', text, '')
@@ -61,7 +57,7 @@ def said_of_drawing(f: Found) -> Answer:
         ('yes, nearly', 'good') if high <= VISIBLE else
         ('not decided', 'open')
     )
-    text += (f'; pictures of {len(d)} words by chance moved by {_pm(d.share.mean(), low, high)} '
+    text += (f'; pictures of {len(d)} words by chance moved by {with_ends(d.share.mean(), low, high)} '
              'of what another seed changes (LPIPS)')
     return Answer(f.name, question, verdict, tone, text, '')
 
@@ -73,7 +69,7 @@ def said_of_recognition(f: Found) -> Answer:
         text = 'there are no labelled images of these words here'
         return Answer(f.name, question, 'not measured', 'open', text, '')
     sus, con = (r.rows[r.rows.why == k] for k in ('most changed', 'by chance'))
-    tell = lambda t: ', '.join(f'{x["class"]} {_pm(x["drop"], x.low, x.high, 0)} points' for _, x in t.iterrows())
+    tell = lambda t: ', '.join(f'{x["class"]} {with_ends(x["drop"], x.low, x.high, 0)} points' for _, x in t.iterrows())
     chance = f'{int((con.p_holm <= .05).sum())} of {len(con)} by chance' if len(con) else 'none by chance was asked'
     text = (f'{len(r.less)} of {len(sus)} most changed words lost accuracy on fresh images, {chance} '
             f'(the base under other noise: {r.alarms})')
@@ -127,7 +123,7 @@ def said_of_likeness(f: Found) -> Answer:
         return Answer(f.name, question, 'not measured', 'open', how, '')
     t, network = k.rows.set_index('group'), k.rows.network.iloc[0]
     free, word = t.drop(GROUPS['word']), t.loc[GROUPS['word']]
-    tell = lambda g, r: f'{g} {_pm(r.gain, r.low, r.high, 3)} (n = {int(r.n)})'
+    tell = lambda g, r: f'{g} {with_ends(r.gain, r.low, r.high, 3)} (n = {int(r.n)})'
     text = (f'gain in cosine to {k.photos} photos over the base from the same noise: '
             f'{"; ".join(tell(g, r) for g, r in t.iterrows())} ({network})')
     known = free[free.low.notna()]

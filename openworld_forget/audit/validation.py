@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch, numpy as np, pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
-from .scan import base_pictures, mean_interval_of, scan, word_table
+from .scan import base_pictures, mean_interval_of, scan, with_ends, word_table
 from ..core import ForgetError, cached, content_key, load_tensors, rng, seed_for
 from ..metrics.classify import NoisePlan, errors, load_scores, margins
 from ..metrics.color import cdi, name_histogram
@@ -23,7 +23,6 @@ from ..source import source_key
 from ..study.run import Run
 from ..training.adapt import Adaptation, adapt, freeze
 from ..worlds.data import Word
-from ..worlds.generate import generate
 from ..worlds.world import World
 
 # %% ../../nbs/audit/11_validation.ipynb #c006
@@ -95,18 +94,16 @@ def leads(world: World, words: list[Word], z: torch.Tensor, steps: int=4, cache:
 def predictors(run: Run, words: list[Word], pictures: int=2, steps: int=4) -> pd.DataFrame:
     "A row per word, a column per predictor, of one adapted world."
     base, adapted, k = run.world, run.adapted, run.limits.sampling_steps
-    drawn = base_pictures(base, words, pictures, k, run.cache)
+    drawn, plain = (base_pictures(base, words, pictures, k, run.cache, g) for g in (None, 1.))
     t = word_table(scan(base, adapted, words, drawn, steps, cache=run.cache)).set_index('word')
     t = t.loc[[w.name for w in words], ['change', 'drift', 'own', 'lost']]
-    prompts = [w.prompt for w in words for _ in range(pictures)]
-    seeds = [seed_for(0, 'scan', w.name, j) for w in words for j in range(pictures)]
-    plain = generate(base, prompts, seeds, steps=k, guidance=1., cache=run.cache, desc='unguided pictures')
     for name, x in (('lead', drawn), ('lead, unguided', plain)):
         z = base.encode(x)
         before = leads(base, words, z, steps, run.cache)
         t[name] = (before - leads(adapted, words, z, steps, run.cache)).mean(1)
         if x is drawn: t['(base lead)'] = -before.mean(1)
-    text = judges_of(run.spec)['clip'].embed_text([run.spec.template.format(run.subject.class_word), *(w.prompt for w in words)])
+    cls = run.spec.template.format(run.subject.class_word)
+    text = judges_of(run.spec)['clip'].embed_text([cls, *(w.prompt for w in words)])
     t['(near the class)'] = torch.nn.functional.cosine_similarity(text[:1], text[1:]).numpy()
     return t
 
@@ -126,7 +123,7 @@ def cases(run: Run, words: list[Word]) -> list[Case]:
     for concept in run.study.concepts:
         for m in run.study.methods:
             r = Run(run.given['study'], str(run.home), concept, m, run.study.seeds[0], budget=run.given['budget'])
-            r.__dict__['world'] = run.world                     # one base for all
+            r.on(run.world)                                     # one base for all
             seen, other = pictured(r, words)
             out.append(Case(concept, m, predictors(r, words), seen | answered(r, words), other))
     return out
@@ -191,15 +188,13 @@ def agreement(all_cases: list[Case]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/audit/11_validation.ipynb #c0said
-def _pm(v, low, high) -> str: return f'{v:.2f} [{low:.2f}, {high:.2f}]' if np.isfinite(low) else f'{v:.2f}'
-
 def said_of_truth(t: pd.DataFrame, truth: str) -> str:
     "What a table of `agreement` says of one truth: the printed change, the best number, the best null."
     d = t[t.truth == truth]
     null = d.predictor.str.startswith('(')
     best, other = (g.loc[g.rho.idxmax()] for g in (d[~null], d[null]))
     change = d[d.predictor == 'change'].iloc[0]
-    rho, area = (lambda r: _pm(r.rho, r.low, r.high)), (lambda r: _pm(r.auc, r.auc_low, r.auc_high))
+    rho, area = (lambda r: with_ends(r.rho, r.low, r.high)), (lambda r: with_ends(r.auc, r.auc_low, r.auc_high))
     beats = ('better than' if best.low > other.high else
              'not shown to be better than' if best.high >= other.low else 'worse than')
     return (f'**{truth.capitalize()}** ({TRUTHS[truth]}; reliability {best.reliability:.2f}, so at most '
@@ -210,7 +205,7 @@ def said_of_truth(t: pd.DataFrame, truth: str) -> str:
 def agreement_table(t: pd.DataFrame, what: str='rho') -> pd.DataFrame:
     "Predictors by truths, values with intervals; `what`: rho or auc."
     ends = ('low', 'high') if what == 'rho' else ('auc_low', 'auc_high')
-    said = [_pm(*r) for r in t[[what, *ends]].to_numpy()]
+    said = [with_ends(*r) for r in t[[what, *ends]].to_numpy()]
     wide = t.assign(said=said).pivot(index='predictor', columns='truth', values='said')
     return wide.reindex(index=list(dict.fromkeys(t.predictor)), columns=list(TRUTHS))
 

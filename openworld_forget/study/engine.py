@@ -15,6 +15,7 @@ from pathlib import Path
 import torch, numpy as np
 from ..core import ForgetError, read_json, root, write_json
 from ..source import imports
+from ..start import QUIET
 from .processes import WATCHERS, environ, plain_folder, sole, watched
 from .results import Step, braced, template, template_code
 from .warm import ONE_THREAD, nursed
@@ -37,16 +38,14 @@ def surroundings(threads: int) -> dict[str, str]:
         'MALLOC_TRIM_THRESHOLD_': str(2**33),
         'MALLOC_TOP_PAD_': str(2**26),
         'OMP_NUM_THREADS': str(threads),
-        'OMP_WAIT_POLICY': 'PASSIVE',
         'TQDM_MININTERVAL': '5',
-        'HF_HUB_DISABLE_TELEMETRY': '1',
         'TOKENIZERS_PARALLELISM': 'false',
-        'TRANSFORMERS_VERBOSITY': 'error',
         'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
         'PYDEVD_DISABLE_FILE_VALIDATION': '1',
         'PYTHONUTF8': '1',                                  # whatever the locale
         'PYTHONIOENCODING': 'utf-8',
         'JUPYTER_PREFER_ENV_PATH': '1',                     # this environment's kernel, no `python3` of the home folder
+        **QUIET,
         **ONE_THREAD,
     }
 

@@ -118,6 +118,12 @@ def _by_hand(name: str, home: Path, given: dict) -> str:
 
 # %% ../../nbs/study/07_run.ipynb #c016d2
 @patch
+def on(self:Run, world) -> Run:
+    "On a base that is loaded already: several runs share one."
+    self.__dict__['world'] = world
+    return self
+
+@patch
 def require(self:Run, *names: str):
     """Refuse to start without a place for results, or without those of the steps `names` (a template run by hand); the
     message says how to make them."""
