@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from tqdm.auto import tqdm
 from .audited import Audited
 from .leak import photos_of, token_and_class
-from .scan import base_pictures, drifts, mean_interval_of, scan
+from .scan import base_pictures, drifts, mean_interval_of, scan, with_ends
 from ..core import ForgetError, atomic, project_path, seed_for
 from ..metrics.fidelity import image_alignment
 from ..metrics.judges import feature_judge
@@ -252,11 +252,15 @@ def rewound_table(found: dict[tuple[str, str], Null]) -> pd.DataFrame:
 def said_of_rewound(t: pd.DataFrame, method: str) -> str:
     "Better than the same update at lower strength, worse, or not decided."
     d = t[t.method == method]
-    r = d.iloc[-1]
-    if np.isnan(r.gained): return f'`{method}`: the uncorrected update never is as faithful, so nothing is decided.'
+    r, never = d.iloc[-1], d.subject[d.gained.isna()].tolist()
+    if never:                                                   # no mean over the subjects, whatever the others say
+        known = [f'{x.subject} {with_ends(x.gained, x.low, x.high)}' for x in d.dropna(subset=['gained']).itertuples()]
+        rest = f' The other subjects alone: {"; ".join(known)}.' if known else ''
+        return (f'`{method}`: **not decided**. On {", ".join(never)} the uncorrected update never is as faithful as '
+                f'the corrected one.{rest}')
     verdict = ('better than the rewound update' if r.low > 0 else 'worse than the rewound update' if r.high < 0 else
                'not decided')
     single = ', '.join(f'{x.subject} {x.gained:.2f}' for x in d.itertuples() if x.subject != 'these subjects')
     return (f'`{method}`: **{verdict}**. At equal fidelity ({r.fidelity:.3f}) the uncorrected update, turned down to '
             f'{r.strength:.2f}, changes words by {r.null:.2f}, the corrected one by {r.corrected:.2f}: a difference of '
-            f'{r.gained:.2f} [{r.low:.2f}, {r.high:.2f}] for these subjects ({single}).')
+            f'{with_ends(r.gained, r.low, r.high)} for these subjects ({single}).')
