@@ -95,11 +95,12 @@ def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
     assert same(state(a), state(b))
 
 @pytest.mark.parametrize('name', EVERY)
-def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch):
+def test_saved_loaded_resumed(base, subject, tmp_path, tmp_path_factory, name, monkeypatch):
     "What is saved predicts what was trained; a run stopped after every number of steps ends with the same bits."
     import openworld_forget.training.methods as R
     m = method(name, **FAST)
-    whole, log = customize(base, subject, m, cache=cache, path=tmp_path/'whole.safetensors', every=1)
+    caches = [tmp_path_factory.mktemp('cache') for _ in 'ab']           # one each: from a shared one the second would be taken, not trained
+    whole, log = customize(base, subject, m, cache=caches[0], path=tmp_path/'whole.safetensors', every=1)
     assert torch.equal(answer(load_own(base, tmp_path/'whole.safetensors')), answer(whole))
     fit, stop = R.fit, {}
     def stopping(*a, **kw):
@@ -108,7 +109,7 @@ def test_saved_loaded_resumed(base, subject, cache, tmp_path, name, monkeypatch)
         return out
     monkeypatch.setattr(R, 'fit', stopping)
     for stop['at'] in (1, 3, None):
-        try: part, log2 = customize(base, subject, m, cache=cache, path=tmp_path/'part.safetensors', every=1)
+        try: part, log2 = customize(base, subject, m, cache=caches[1], path=tmp_path/'part.safetensors', every=1)
         except KeyboardInterrupt: assert not (tmp_path/'part.safetensors').exists() and (tmp_path/'part.ckpt.safetensors').exists()
     assert same(state(whole), state(part)) and log == log2 and sorted(p.name for p in tmp_path.iterdir()) == ['part.safetensors', 'whole.safetensors']
 
@@ -178,12 +179,12 @@ def test_answers_ahead_are_answers(base, subject, cache, monkeypatch):
     monkeypatch.setattr(R, 'AHEAD', 1); f = make(); assert ahead == pytest.approx([f(k)['correction'].item() for k in order], rel=1e-4)
 
 @pytest.mark.parametrize('term', ['instance', 'prior', 'correction'])
-def test_not_finite_stops_and_keeps(base, subject, cache, tmp_path, term, monkeypatch):
+def test_not_finite_stops_and_keeps(base, subject, tmp_path, tmp_path_factory, term, monkeypatch):
     import openworld_forget.training.methods as R
     good = R.Objective
     def bad(*a):
         f = good(*a); return lambda step: {k: v*float('nan') if (k, step) == (term, 2) else v for k, v in f(step).items()}
-    monkeypatch.setattr(R, 'Objective', bad); m, f = method('db-dc', **FAST), tmp_path/'a.safetensors'
+    monkeypatch.setattr(R, 'Objective', bad); m, f = method('db-dc', **FAST), tmp_path/'a.safetensors'; cache = tmp_path_factory.mktemp('cache')
     with pytest.raises(ForgetError, match=f"'{term}' is nan at step 2"): customize(base, subject, m, cache=cache, path=f, every=1)
     # the checkpoint of step 2 was good
     monkeypatch.setattr(R, 'Objective', good)

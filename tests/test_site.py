@@ -102,7 +102,8 @@ def test_a_page_is_run_again_when_what_made_it_changes(tmp_path, monkeypatch):
     assert docs_run.page_key(f, tmp_path) != key
 
 def test_every_page_is_in_one_group():
-    pages = [p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    pages = [p.relative_to(ROOT/'nbs').as_posix() for e in ('ipynb', 'md') for p in (ROOT/'nbs').rglob(f'*.{e}')
+             if '.ipynb_checkpoints' not in p.parts]
     def leaves(o): return [o] if isinstance(o, str) else [x for v in (o if isinstance(o, list) else [o['contents']]) for x in leaves(v)]
     found = leaves(docs_pages.sidebar(ROOT/'nbs')['website']['sidebar']['contents'])
     assert sorted(found) == sorted(pages)
