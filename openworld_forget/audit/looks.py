@@ -12,12 +12,13 @@ from pathlib import Path
 import torch, numpy as np, pandas as pd
 from scipy.stats import t as student
 from .audited import Audited
-from .scan import base_pictures, mean_interval_of
+from .scan import base_pictures
 from ..core import cached, content_key, seed_for
 from ..metrics.classify import NoisePlan, errors
 from ..metrics.color import TERMS, cdi_table, name_histogram
 from ..metrics.judges import lpips_judge
 from ..metrics.semantic import second_look
+from ..metrics.stats import mean_interval_of
 from ..metrics.variety import lpips_distances, lpips_table
 from ..source import source_key
 from ..study.step_appearance import Pictures

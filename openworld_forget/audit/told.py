@@ -13,9 +13,9 @@ import torch, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from .audited import Audited
 from .leak import GROUPS, Copies, Leak, Likeness
 from .looks import SUSPECT, Recognized
-from .scan import Scan, mean_interval_of, over_words, reliability, with_ends
+from .scan import Scan, over_words, reliability
 from ..core import atomic
-from ..metrics.stats import ENOUGH, wilson
+from ..metrics.stats import ENOUGH, mean_interval_of, wilson, with_ends
 from ..show import FLOOR, INK, wall
 from ..study.findings import Answer
 from ..study.step_appearance import Pictures

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch, numpy as np, pandas as pd
 from scipy.stats import mannwhitneyu, spearmanr
 from .looks import leads
-from .scan import base_pictures, mean_interval_of, scan, with_ends, word_table
+from .scan import base_pictures, scan, word_table
 from ..core import ForgetError, load_tensors, rng
 from ..metrics.classify import load_scores, margins
 from ..metrics.color import cdi, name_histogram
 from ..metrics.judges import judges_of, lpips_judge
 from ..metrics.semantic import second_look
+from ..metrics.stats import mean_interval_of, with_ends
 from ..metrics.variety import lpips_distances
 from ..study.run import Run
 from ..training.adapt import Adaptation, adapt, freeze
