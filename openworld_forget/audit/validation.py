@@ -61,8 +61,9 @@ def pictured(run: Run, words: list[Word]) -> tuple[dict[str, np.ndarray], np.nda
 # %% ../../nbs/audit/11_validation.ipynb #c009
 def answered(run: Run, words: list[Word]) -> dict[str, np.ndarray]:
     "{answers, lead}: [W, U] for the drawings of each class, known and held out, from the scores of a finished run."
-    rows, first = [], run.stages.steps[0]
+    rows = []
     for name, split in run.benchmarks():
+        first = run.protocol(name).stages.steps[0]
         b, f = run.benchmark(name, split), f'scores-{name}-{split}.safetensors'
         base, s = (load_scores(at/f, benchmark=b.key)[0] for at in (run.base_folder, run.folder))
         right = [(x.predictions == b.labels).double().numpy() for x in (base, s)]
