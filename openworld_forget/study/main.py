@@ -9,13 +9,13 @@ __all__ = ['DISK', 'clear_shared', 'prepare', 'run_study', 'guarded', 'main', 's
 import argparse, errno, importlib, os, sys, time
 from pathlib import Path
 import psutil
-from ..core import ForgetError
+from ..core import ForgetError, project_path
 from ..source import PACKAGE
-from .engine import Clock, STARTUP, estimate, execute, threads_of, trial
+from .engine import Clock, STARTUP, engine_folder, estimate, execute, read_site, site, threads_of, trial
 from .files import at_least_one, read_study, ready
 from .pages import page, report
 from .plan import plan
-from .processes import stoppable
+from .processes import environ, stoppable
 from .records import BUDGETS, Study
 from .results import check_room, shared
 from ..worlds.load import load_world
@@ -50,6 +50,7 @@ def _arguments(argv):
     ap.add_argument('study', nargs='?', help='a YAML file, see studies/')
     ap.add_argument('--workers', type=at_least_one, default=min(2, os.cpu_count() or 1))
     ap.add_argument('--serial', action='store_true', help='in this process order, without Parsl')
+    ap.add_argument('--site', metavar='FILE', help='run the steps where this file says (sites/); else OWF_SITE')
     ap.add_argument('--dry-run', action='store_true', help='say what would run, or what would be freed')
     ap.add_argument('--budget', choices=list(BUDGETS))
     ap.add_argument('--clear-cache', action='store_true', help='remove what studies share, and say what that frees')
@@ -57,6 +58,7 @@ def _arguments(argv):
     a = ap.parse_args(argv)
     if not a.study and not a.clear_cache: ap.error('give a study file')
     if a.study and a.clear_cache: ap.error('--clear-cache takes no study file: what is cleared belongs to all studies')
+    if a.serial and a.site: ap.error('--serial runs the steps here, --site elsewhere: give one of them')
     if a.older_than is not None and not a.clear_cache: ap.error('--older-than belongs to --clear-cache')
     return a
 
@@ -74,16 +76,19 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     ready(study, w)
     threads = threads_of(workers)
     rate, alone = trial(w, threads)
-    return Clock(rate, startup, alone, f'{w.device}, {threads} threads', home.parent/'times.json')
+    where = f'{w.device}, {threads} threads' + (f', {site()}' if site() else '')
+    return Clock(rate, startup, alone, where, home.parent/'times.json')
 
 # %% ../../nbs/study/17_main.ipynb #c064main00d
 def run_study(a, startup: float=STARTUP) -> int:
     "Read, prepare, run, render; the exit code."
     s = read_study(a.study)
     s = s.but(budget=a.budget) if a.budget else s
+    if there := site() and not a.serial: read_site(site())      # what is wrong with it is told before anything starts
     steps = plan(s)
     todo = [x for x in steps if not x.done]
     home, workers = steps[0].folder.parent, 1 if a.serial else a.workers
+    if there: engine_folder(home)
     if a.dry_run:
         print('\n'.join(f'{"done" if x.done else "run "} {x.notebook}' for x in steps))
         return 0
@@ -124,7 +129,9 @@ def main(argv=None, startup: float=STARTUP) -> int:
     def clear():
         print(clear_shared(a.older_than or 0., a.dry_run), flush=True)
         return 0
-    return guarded(clear if a.clear_cache else lambda: run_study(a, startup))
+    def run():
+        with environ(**({'OWF_SITE': str(project_path(a.site))} if a.site else {})): return run_study(a, startup)
+    return guarded(clear if a.clear_cache else run)
 
 # %% ../../nbs/study/17_main.ipynb #c064main00f
 def settled(main):

@@ -88,10 +88,16 @@ def local(x):
     return os.fsdecode(x.encode('latin-1')) if isinstance(x, str) else [local(y) for y in x]
 
 # %% ../../nbs/study/05_warm.ipynb #c021
+def _with_worker(connection: socket.socket, answered: threading.Event):
+    "End with the worker that asked: another one will begin the step anew."
+    try: connection.recv(1)                                     # it sends nothing more
+    except OSError: pass
+    if not answered.is_set(): os.kill(os.getpid(), signal.SIGKILL)
+
 def _serve(connection: socket.socket):
     "In a fork of the nursery: read what to run, run it, answer with its exit code."
     with connection.makefile('rw', encoding='utf-8') as f:
-        job = local(json.loads(f.readline()))
+        job, answered = local(json.loads(f.readline())), threading.Event()
         os.environ.clear()
         os.environ.update(job['env'])
         log = os.open(job['log'], os.O_WRONLY | os.O_APPEND)
@@ -99,8 +105,10 @@ def _serve(connection: socket.socket):
         os.close(log)
         print('+', file=f, flush=True)
         lend(*waiting_kernel(connection.fileno()))
+        threading.Thread(target=_with_worker, args=(connection, answered), daemon=True).start()
         code = become(job['argv'])
         sys.stdout.flush()
+        answered.set()
         print(code, file=f, flush=True)
     leave(code)
 
