@@ -184,6 +184,10 @@ class Parts:
 # %% ../../nbs/worlds/00_world.ipynb #c008b3
 class _Reading(Parts):
     "Parts by what they are for: whoever loops over these works for one text encoder and for two."
+    @classmethod
+    def settings(cls, index: dict) -> dict:
+        "Fields of this layout that model_index.json sets."
+        return {}
     @property
     def tokenizers(self) -> dict[str, CLIPTokenizer]:
         "The tokenizers by the name of their part, in the order of `encoders`."
@@ -437,6 +441,8 @@ class XLWorld(World):
     kin = ('SDXL',)
     addition = 'text_time'
 
+    @classmethod
+    def settings(cls, index): return dict(zero_empty=bool(index.get('force_zeros_for_empty_prompt', True)))
     @property
     def tokenizers(self): return super().tokenizers | dict(tokenizer_2=self.tokenizer_2)
     @property
