@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'PARTS', 'OWN', 'SINGLE', 'SIZES', 'HUB_SECONDS', 'SCHEDULERS', 'MORE_INPUTS', 'NETWORKS', 'local_path',
            'is_own', 'restore', 'missing_parts', 'hub_folder', 'ask_hub', 'find_source', 'default_device', 'made_ready',
-           'layout_of', 'load_world', 'clone']
+           'layout_of', 'source_files', 'load_world', 'clone']
 
 # %% ../../nbs/worlds/01_load.ipynb #c003
 import copy, difflib, math, os, re, threading
@@ -310,6 +310,14 @@ def layout_of(source: str|Path, index: dict) -> type[World]:
     says = index.get('text_encoder_2')
     second = says[-1] if isinstance(says, list) and says else Path(source, 'text_encoder_2').is_dir()
     return XLWorld if second else World
+
+# %% ../../nbs/worlds/01_load.ipynb #c010l4
+def source_files(source: str) -> list[Path]:
+    "What of a folder decides what its world computes, of both layouts; nothing of a hub's, whose revision says it."
+    d = local_path(source)
+    one = [d/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
+    two = [d/k for k in ('tokenizer_2', 'text_encoder_2', 'model_index.json')]      # it says what no prompt means
+    return [f for f in one + two*(d/'text_encoder_2').is_dir() if f.exists()]
 
 # %% ../../nbs/worlds/01_load.ipynb #c010l3
 NETWORKS = dict(text_encoder=CLIPTextModel, text_encoder_2=CLIPTextModelWithProjection, vae=AutoencoderKL,

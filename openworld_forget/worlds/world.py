@@ -379,6 +379,7 @@ class _Noiser(_Viewer):
 class World(_Noiser):
     "A latent diffusion model with Stable Diffusion's parts; `label` says what was done to it."
     kin = ('SD 1', 'SD 2')      # families of bases in this layout: files for others do not fit
+    first_names = False         # whether trainers write the denoiser's layers under the names of its first code
     addition = None             # what the denoiser reads besides noise, time and text (diffusers' addition_embed_type)
 
     def conditions(self, c: torch.Tensor) -> tuple[torch.Tensor, dict]:
@@ -438,7 +439,7 @@ class XLWorld(World):
     zero_empty: bool = True         # force_zeros_for_empty_prompt of model_index.json
 
     parts = (*Parts.parts, 'tokenizer_2', 'text_encoder_2')
-    kin = ('SDXL',)
+    kin, first_names = ('SDXL',), True
     addition = 'text_time'
 
     @classmethod
@@ -476,6 +477,9 @@ class XLWorld(World):
         return said.masked_fill(empty.view(-1, 1, 1), 0.)
 
     def conditions(self, c):
+        if c.shape[1:] != self.text_shape:
+            raise ForgetError(f'Expected text states [n, {", ".join(map(str, self.text_shape))}], the last row the pooled '
+                              f'embedding, got {_shape(c)}. `encode_text` makes them.')
         r = self.resolution
         sizes = c.new_tensor([r, r, 0, 0, r, r]).expand(len(c), -1)                             # (n, 6)
         return c[:, :-1], dict(added_cond_kwargs=dict(text_embeds=c[:, -1, :self.pooled], time_ids=sizes))
