@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'PARTS', 'OWN', 'SINGLE', 'SIZES', 'FEATURES', 'SHARD', 'PICKLED', 'HUB_SECONDS', 'CONVERT', 'BESIDE',
            'IN_FILE', 'LEFT_OUT', 'SCHEDULERS', 'MORE_INPUTS', 'human', 'size_of', 'local_path', 'is_own', 'restore',
-           'variant_of', 'weight_files', 'missing_parts', 'is_whole', 'hub_folder', 'how_to_get', 'ask_hub',
-           'wanted_files', 'fetch', 'find_source', 'Place', 'is_single', 'configs_source', 'place_of', 'own_files',
-           'default_device', 'made_ready', 'check_loaded', 'load_world', 'clone']
+           'variant_of', 'weight_files', 'lacks_of', 'missing_parts', 'is_whole', 'hub_folder', 'how_to_get', 'ask_hub',
+           'wanted_files', 'fetch', 'find_source', 'check_name', 'Place', 'is_single', 'configs_source', 'place_of',
+           'own_files', 'default_device', 'made_ready', 'check_loaded', 'load_world', 'clone']
 
 # %% ../../nbs/worlds/01_load.ipynb #c003
-import copy, difflib, math, os, re, struct, threading
+import copy, difflib, math, os, re, threading
 from dataclasses import dataclass
 from pathlib import Path
 import huggingface_hub, torch
@@ -101,7 +101,7 @@ def _names(folder: Path, part: str) -> list[str]:
     d = folder/part
     return sorted(p.name for p in d.iterdir() if p.is_file()) if d.is_dir() else []
 
-def _lacks(part: str, names: list[str], weights: bool=True) -> list[str]:
+def lacks_of(part: str, names: list[str], weights: bool=True) -> list[str]:
     "What a part lacks whose files have these names, with what there is instead."
     if part == 'tokenizer':
         if 'tokenizer.json' in names or {'vocab.json', 'merges.txt'} <= set(names): return []
@@ -131,7 +131,7 @@ def missing_parts(folder: Path, parts=PARTS, weights: bool=True) -> list[str]:
         if not (folder/part).is_dir():
             lacks.append(f'{part}/')
             continue
-        lacks += _lacks(part, names, weights)
+        lacks += lacks_of(part, names, weights)
         if weights and part in WEIGHTS:
             lacks += [str(Path(part)/n) for n in _lost_shards(folder/part, names, WEIGHTS[part])]
     return lacks
@@ -141,11 +141,8 @@ def _pickles(lacks: list[str]) -> bool: return any(re.search(r'there is .*\.(bin
 # %% ../../nbs/worlds/01_load.ipynb #c0a2whol
 def is_whole(path: Path|str) -> bool:
     "Is a safetensors file as long as its header says? A download that was stopped is not."
-    try:
-        with open(path, 'rb') as f: n = struct.unpack('<Q', f.read(8))[0]
-        header = tensor_shapes(path)[0]                     # opens it, and checks the length
-    except (OSError, struct.error, ForgetError): return False
-    return n > 0 and isinstance(header, dict)
+    try: return bool(tensor_shapes(path)[0])                # opens it, and checks its length
+    except (OSError, ForgetError): return False
 
 # %% ../../nbs/worlds/01_load.ipynb #c0a3hubs
 HUB_SECONDS = 8.        # how long the hub may take to answer before it counts as out of reach
@@ -216,7 +213,7 @@ def wanted_files(names: list[str], parts=PARTS, weights: bool=True) -> tuple[lis
         small = [n for n in inside if Path(n).suffix in ('.json', '.txt') and '.index.' not in n]
         heavy = weight_files(inside, WEIGHTS[part]) if weights and part in WEIGHTS else []
         wanted += [str(Path(part)/n) for n in (*small, *heavy)]
-        lacks += _lacks(part, inside, weights)
+        lacks += lacks_of(part, inside, weights)
     return wanted, lacks
 
 def fetch(source: str, revision: str|None, what: str, parts=PARTS, weights: bool=True) -> Path:
@@ -250,7 +247,7 @@ def find_source(
             fix = PICKLED if _pickles(lacks) else restore(local)
             raise ForgetError(f'{what}: {local} lacks {", ".join(lacks)}. {fix}')
         return local
-    _check_name(source, local, revision, what, pinned)
+    check_name(source, local, revision, what, pinned)
     folder = hub_folder(source, revision)
     lacks = missing_parts(folder, parts, weights) if folder else []
     if folder and not lacks: return folder
@@ -271,7 +268,7 @@ def _near(local: Path, source: str) -> str:
     near = difflib.get_close_matches(local.name, [p.name for p in local.parent.iterdir() if p.is_dir()], 3, .5)
     return f'Did you mean {" or ".join(str(local.parent/n) for n in near)}?' if near else 'Check the path.'
 
-def _check_name(source: str, local: Path, revision: str|None, what: str, pinned: bool):
+def check_name(source: str, local: Path, revision: str|None, what: str, pinned: bool):
     "A `ForgetError` unless a source that is no folder here can be a hub id with its revision."
     gone = f'{what}: {local} does not exist.'
     if local.is_file() or local.suffix.lower() in SINGLE:
