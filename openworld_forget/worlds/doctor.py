@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 import huggingface_hub, torch
-from ..core import ForgetError, choose, outputs, read_json
+from ..core import ForgetError, outputs, read_json
 from .data import data_source
 from .folders import TEMPLATES, data_root
 from .load import FEATURES, PARTS, SIZES, WEIGHTS, check_name, configs_source, default_device
-from .load import how_to_get, hub_folder, human, is_single, is_whole, local_path, missing_parts
-from .load import lacks_of, restore, variant_of, wanted_files
+from .load import feature_source, how_to_get, hub_folder, human, is_single, is_whole, lacks_of
+from .load import local_path, missing_parts, restore, variant_of, wanted_files
 from .world import WORLDS, WorldSpec, spec_of
 
 # %% ../../nbs/worlds/07_doctor.ipynb #c005
@@ -124,17 +124,14 @@ def _judge(source: str, revision: str|None, words=False, note: str='', needed=Tr
 def judges_needs(spec: WorldSpec) -> list[Need]:
     """The networks that judge a world's images: CLIP, the image features, LPIPS; and what can stand beside the
     features."""
+    clip = _judge(spec.clip, spec.clip_revision, words=True)
     kid = 'KID is computed on these features too (no library here has the usual Inception)'
-    if '/' not in spec.features:
-        try: choose(spec.features, [*PACKAGES, *FEATURES], 'feature judge')
-        except ForgetError as e: features = Need('judges', spec.features, False, note=str(e))
-        else: features = _package(spec.features, kid) if spec.features in PACKAGES else None
-    else: features = None
-    source, _, revision = FEATURES.get(spec.features, spec.features).partition('@')
-    features = features or _judge(source, revision or None, note=kid)
-    beside = [] if spec.features in PACKAGES else [s.split('@') for s in FEATURES.values() if 'dino' in s]
-    more = [_judge(*at, note='can stand beside the features', needed=False) for at in beside if at[0] != source]
-    return [_judge(spec.clip, spec.clip_revision, words=True), features, _package('lpips'), *more]
+    if spec.features in PACKAGES: return [clip, _package(spec.features, kid), _package('lpips')]
+    try: at = feature_source(spec.features)
+    except ForgetError as e: return [clip, Need('judges', spec.features, False, note=str(e)), _package('lpips')]
+    beside = [feature_source(k) for k in FEATURES if 'dino' in k]
+    more = [_judge(*b, note='can stand beside the features', needed=False) for b in beside if b[0] != at[0]]
+    return [clip, _judge(*at, note=kid), _package('lpips'), *more]
 
 # %% ../../nbs/worlds/07_doctor.ipynb #c013
 def data_needs(spec: WorldSpec) -> list[Need]:

@@ -6,8 +6,9 @@
 __all__ = ['WEIGHTS', 'PARTS', 'OWN', 'SINGLE', 'SIZES', 'FEATURES', 'SHARD', 'PICKLED', 'HUB_SECONDS', 'CONVERT', 'BESIDE',
            'IN_FILE', 'LEFT_OUT', 'SCHEDULERS', 'MORE_INPUTS', 'human', 'size_of', 'local_path', 'is_own', 'restore',
            'variant_of', 'weight_files', 'lacks_of', 'missing_parts', 'is_whole', 'hub_folder', 'how_to_get', 'ask_hub',
-           'wanted_files', 'fetch', 'find_source', 'check_name', 'Place', 'is_single', 'configs_source', 'place_of',
-           'own_files', 'default_device', 'made_ready', 'check_loaded', 'load_world', 'clone']
+           'wanted_files', 'fetch', 'find_source', 'check_name', 'feature_source', 'Place', 'is_single',
+           'configs_source', 'place_of', 'own_files', 'default_device', 'made_ready', 'check_loaded', 'load_world',
+           'clone']
 
 # %% ../../nbs/worlds/01_load.ipynb #c003
 import copy, difflib, math, os, re, threading
@@ -21,7 +22,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, conv
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
-from ..core import ForgetError, check_finite, read_json, root, tensor_shapes
+from ..core import ForgetError, check_finite, choose, read_json, root, tensor_shapes
 from .world import World, WorldSpec, check_place, spec_of
 
 # %% ../../nbs/worlds/01_load.ipynb #c0a1srcs
@@ -170,7 +171,8 @@ def _asked(url: str):
 def how_to_get(source: str, revision: str|None, parts=PARTS, weights: bool=True) -> str:
     "The command that fetches what is read of a hub repository, where there is a network."
     pin = f' --revision {revision}' if revision else ''
-    kinds = ['*.json', '*.txt', *(['*model.safetensors'] if weights else [])]
+    heavy = ['*model.safetensors'] if source in SIZES else [str(Path(p)/'*.safetensors') for p in parts if p in WEIGHTS]
+    kinds = ['*.json', '*.txt', *(heavy if weights else [])]
     told = ''.join(f' --include "{k}"' for k in kinds)                  # each pattern needs its own --include
     return f'hf download {source}{pin}{told}' + ('' if '' in parts else ' --exclude "safety_checker/*"')
 
@@ -285,6 +287,19 @@ def check_name(source: str, local: Path, revision: str|None, what: str, pinned: 
         raise ForgetError(says.rstrip())
     if local.parent.is_dir(): raise ForgetError(f'{gone} {_near(local, source)}')
 
+# %% ../../nbs/worlds/01_load.ipynb #c0a4feaf
+def feature_source(name: str) -> tuple[str, str|None]:
+    "Folder or hub id, and revision, of an image judge by a short name of `FEATURES`, folder or `hub-id@revision`."
+    if name.lower().startswith('inception'):
+        raise ForgetError('Inception is not available as a judge: its FID weights are published as pickles for '
+                          'torch-fidelity and pytorch-fid, which need torchvision, and no installed library has the '
+                          'network. KID uses the features that the world names: '
+                          f'choose one of {", ".join(FEATURES)} or efficientnet-lite0.')
+    if '/' not in name: name = FEATURES[choose(name, ['efficientnet-lite0', *FEATURES], 'feature judge')]
+    if local_path(name).is_dir(): return name, None
+    source, _, revision = name.partition('@')
+    return source, revision or None
+
 # %% ../../nbs/worlds/01_load.ipynb #c0b1plac
 @dataclass(frozen=True)
 class Place:
@@ -351,15 +366,21 @@ def check_loaded(info: dict, where: str, remedy: str):
             raise ForgetError(f'{where} {says} {len(keys)} tensors, for example {keys[0]!r}: '
                               f'another architecture than its config says, or cut. {remedy}')
 
+def _in_memory(m):
+    "A network in memory of its own: in that of mapped files, which begin anywhere, kernels round otherwise (1e-6)."
+    for p in (*m.parameters(), *m.buffers()): p.data = p.data.clone()
+    return m
+
 def _from_folder(cls, folder: Path, sub: str):
     "A network: from safetensors alone, every tensor there."
-    kind = variant_of(_names(folder, sub), WEIGHTS[sub])
+    files = weight_files(_names(folder, sub), WEIGHTS[sub])
+    kind = variant_of(files, WEIGHTS[sub])
     how = dict(subfolder=sub, use_safetensors=True, variant=kind or None, local_files_only=True, output_loading_info=True)
     try: m, info = cls.from_pretrained(folder, **how)
     except Exception as e:
         raise _not_loaded(folder, sub, e, ' Expected a diffusers folder with safetensors.') from None
     check_loaded(info, f'{folder}/{sub}', restore(folder))
-    return m
+    return m if files == [f'{WEIGHTS[sub]}.safetensors'] else _in_memory(m)
 
 # %% ../../nbs/worlds/01_load.ipynb #c010bsin
 IN_FILE = {'unet': 'model.diffusion_model.', 'vae': 'first_stage_model.', 'text_encoder': 'cond_stage_model.'}
@@ -414,7 +435,7 @@ def _from_single(cls, at: Place, sub: str):
         raise ForgetError(f'{at}: its {sub} is not {as_said}: {len(wrong)} tensors are missing, left over or of another '
                           f'shape, for example {min(wrong)!r}. {fix}')
     m.load_state_dict(found, assign=True)
-    return m
+    return _in_memory(m)
 
 # %% ../../nbs/worlds/01_load.ipynb #c010bloa
 def _load(cls, at: Place, sub: str):
