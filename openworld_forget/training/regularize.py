@@ -76,7 +76,7 @@ class Batch:
     "Noised images, and what they were made of."
     x: torch.Tensor             # noised latents z_t, (n, c, h, w)
     t: torch.Tensor             # timesteps, (n,)
-    c: torch.Tensor             # text states, (n, length, width)
+    c: torch.Tensor             # text states, (n, *text_shape)
     z: torch.Tensor             # latents, (n, c, h, w)
     e: torch.Tensor             # noise, (n, c, h, w)
 
@@ -98,7 +98,7 @@ class PlainObjective:
             self.streams[p.stream] = first, max(n, self.count(p))
         texts = sorted({c for p in self.terms for c in p.captions})
         with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
-        self.trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
+        self.trains_text = any(p.requires_grad for m in adapted.encoders.values() for p in m.parameters())
         self.wide = torch.promote_types(base.dtype, torch.float32)      # of the losses, also in a half-precision world
 
     def count(self, p: Term) -> int: return max(1, round(p.share*self.batch))
