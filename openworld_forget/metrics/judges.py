@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from ..core import ForgetError, cached, check_finite, choose, content_key, numbers
 from ..source import source_key
 from ..worlds.load import default_device, find_source, is_own
+from ..worlds.packed import Plain
 from ..worlds.world import WorldSpec
 
 # %% ../../nbs/metrics/04_judges.ipynb #c006
@@ -205,15 +206,12 @@ def _efficientnet(device):
     return Judge('efficientnet-lite0', m, look, 224, (127/255,)*3, (128/255,)*3)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020
-class _Arrays(pickle.Unpickler):
-    "Reads nested dictionaries of arrays, and refuses every other object: a pickle can run code."
-    _plain = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-              ('numpy', 'ndarray'), ('numpy', 'dtype')}
+class _Arrays(Plain):
+    "Reads nested dictionaries of arrays, also those of jax, and refuses every other object: a pickle can run code."
     def find_class(self, module, name):
-        if (module, name) in self._plain: return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
         if name == 'FrozenDict': return lambda d=None, *_: dict(d or {})
         if module.startswith('jax') and name in ('_reconstruct_array', '_reconstruct_device_array'): return self._jax
-        raise pickle.UnpicklingError(f'it holds a {module}.{name}')
+        return super().find_class(module, name)
     @staticmethod
     def _jax(rebuild, args, state, *_):
         a = rebuild(*args)
