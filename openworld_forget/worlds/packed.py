@@ -120,7 +120,8 @@ def archived(
     return {n: Member(n, size, path, h) for n, (size, h) in sorted(read_json(kept).items())}
 
 def _zip_list(path: Path) -> dict[str, Member]:
-    with zipfile.ZipFile(path) as z: found = [i for i in z.infolist() if not i.is_dir() and _shown(_plain_name(i.filename))]
+    with zipfile.ZipFile(path) as z:
+        found = [i for i in z.infolist() if not i.is_dir() and _shown(_plain_name(i.filename))]
     if any(i.flag_bits & 1 for i in found):
         raise ForgetError(f'{path} asks for a password. Unpack it beside (the archive\'s page says the password), '
                           f'and remove it.')
