@@ -20,19 +20,22 @@ from ..worlds.load import local_path
 from ..worlds.world import provider, spec_of
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1
-def files_of(part: Study, name: str) -> list[Path]:
-    "Files and folders whose content a step reads, besides the results of other steps."
+def files_of(part: Study, name: str) -> list[Path|str]:
+    "Files and folders (or a key of it) whose content a step reads, besides the results of other steps."
     if name not in READS: return []
     spec, data = spec_of(part.world), provider(spec_of(part.world))
     folders = [local_path(spec.source)/k for k in ('tokenizer', 'scheduler', 'text_encoder', 'vae', 'unet')]
     if name in ('appearance', 'fidelity'):
         folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
     if name in ('base', 'semantic'):
-        folders += [data_root()/'benchmarks'/b for b in data.benchmarks()[:part.limits.benchmarks]]
+        each = part.limits.per_class
+        if each and 'fresh' in READS[name]: each += part.limits.fresh
+        asked = getattr(data, 'benchmark_content', lambda b, per_class: data_root()/'benchmarks'/b)
+        folders += [asked(b, each) for b in data.benchmarks()[:part.limits.benchmarks]]
     folders += [data_root()/'subjects'/c for c in part.concepts]
     files = list(data.files()) if hasattr(data, 'files') else []               # what else decides what the data are
     files += [f for c in part.checkpoints.values() for f in checkpoint_files(local_path(c))]
-    return [f for f in folders if f.is_dir()] + files
+    return [f for f in folders if isinstance(f, str) or f.is_dir()] + files
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1b
 def plan(study: Study, out: Path|None=None) -> list[Step]:
@@ -76,7 +79,7 @@ def forwards(study: Study) -> dict[str, float]:
     b, spec = study.limits, spec_of(study.world)
     k = 2*(b.sampling_steps or spec.sampling_steps)
     classes = 16
-    classify = b.benchmarks*classes*b.per_class*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1])
+    classify = b.benchmarks*classes*(b.per_class or 30)*len(b.splits)*classes*min(b.stages[0] + b.z**2, b.stages[-1])
     # adapted, base and floor; the base's are shared
     look = 2.5*b.suspects*b.fresh*classes*min(b.stages[0] + b.z**2, b.stages[-1])
     unrelated, portraits = (b.prompts + b.colors + len(study.prompts))*b.per_prompt*k, 20*b.per_template*k

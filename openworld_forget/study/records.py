@@ -33,7 +33,8 @@ class Budget(Record):
     # the classifier: which images, and when a class is ruled out
     benchmarks: int = _count(7, 1000, 'how many of the benchmarks')
     splits: list[str] = Field(['known', 'heldout'], min_length=1, description='which splits of them')
-    per_class: int = _count(3, 100_000, 'test images per class and split')
+    per_class: int|None = _count(
+        3, 100_000, 'test images per class and split; of each benchmark as many as in the paper when None')
     stages: list[int] = Field(
         [2, 3, 4, 6, 9, 12, 18, 24], description="timesteps after each stage of the classifier's paired test")
     z: float = Field(1., gt=0, le=100, description='standard errors behind the best that rule a class out')

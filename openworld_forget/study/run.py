@@ -7,7 +7,7 @@ __all__ = ['Answers', 'Run']
 
 # %% ../../nbs/study/07_run.ipynb #c003
 import json, re, shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch, numpy as np, pandas as pd
@@ -177,10 +177,12 @@ def benchmark(self:Run, name: str, split: str) -> Benchmark:
 @patch
 def fresh(self:Run, name: str, split: str) -> Benchmark:
     "Up to `limits.fresh` more images of every class: none of those in `benchmark`."
-    b = self.data.benchmark(name, split, self.world.resolution, self.limits.per_class + self.limits.fresh)
-    seen = {x.numpy().tobytes() for x in self.benchmark(name, split).images}
+    first = self.benchmark(name, split)
+    each = self.limits.per_class or int(first.labels.bincount().max())
+    b = self.data.benchmark(name, split, self.world.resolution, each + self.limits.fresh)
+    seen = {x.numpy().tobytes() for x in first.images}
     new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
-    return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+    return b.take(new)
 
 # %% ../../nbs/study/07_run.ipynb #c016e4
 def _made(name: str) -> str:

@@ -84,6 +84,7 @@ def alike(t: TestImages) -> list[list[int]]:
     if t.pixels is None:
         by_size = {}
         for i in some: by_size.setdefault(t.members[i].size, []).append(i)
+        by_size.pop(0, None)                        # reading the picture tells that it is empty
         some = [i for same in by_size.values() if len(same) > 1 for i in same]
     same = {}
     for i, h in zip(some, t.hashes(some)): same.setdefault(h, []).append(i)
@@ -93,7 +94,7 @@ _clean: set[str] = set()        # what was looked through in this process
 
 def check_copies(t: TestImages):
     "One picture in two classes is a `ForgetError`: one of its labels is wrong. Copies within a class are said."
-    seen = [m.hash or (m.size, m.home.stat().st_mtime_ns) for m in t.members]
+    seen = [m.hash or (m.size, m.size and m.home.stat().st_mtime_ns) for m in t.members]
     key = content_key(str(t.place), t.names, t.labels, seen)
     if t.members and key in _clean: return
     within = []
@@ -415,35 +416,38 @@ def _known(has) -> list[str]:
     "The layouts of which a list is there; `has(name)` looks."
     return [name for name, x in LAYOUTS.items() if any(has(n) for n in x.marks)]
 
-def _of_archives(archives: list[Path]) -> dict[str, Member]:
-    return {n: m for a in archives for n, m in archived(a, KEEP).items()}
+def _of_files(given: list[Path]) -> dict[str, Member]:
+    "Name -> file, of archives and of files beside them."
+    out = {}
+    for f in given: out |= archived(f, KEEP) if is_archive(f) else {f.name: Member(f.name, f.stat().st_size, f)}
+    return out
 
-def _found(place: Path, archives: list[Path]) -> tuple[list[str], dict[str, Member]]:
-    "(names of layouts, files below a folder and in archives); no files where there is no layout."
+def _found(place: Path) -> tuple[list[str], dict[str, Member]]:
+    "(names of layouts, files below a folder and in its archives); no files where it may be one folder per class."
     here = listing(place)
-    folders = [p for p in here if p.is_dir()]
+    folders, archives = [p for p in here if p.is_dir()], [p for p in here if p.is_file() and is_archive(p)]
     bases = [place, *folders, *(p/'data' for p in folders)]
     names = _known(lambda n: any((b/n).is_file() for b in bases))
     if names:
         files = loose(place)
         o = Opened(place, files, None)
         whole = any(all(o.under(n) if n[-1] == '/' else o.find(n) for n in v) for k in names for v in LAYOUTS[k].needs)
-        return names, files if whole else _of_archives(archives) | files
+        return names, files if whole else _of_files(archives) | files
     if not archives or {p.name for p in folders} - FOLDERS: return [], {}
-    files = _of_archives(archives) | loose(place)
-    o = Opened(place, files, None)
-    return _known(o.find), files
+    files = _of_files(archives) | loose(place)
+    return _known(Opened(place, files, None).find), files
 
 # %% ../../nbs/worlds/03b_layouts.ipynb #c027
-def official(place: Path, name: str, archives: list[Path]|None=None) -> TestImages|None:
-    """The test images of a folder that holds a benchmark as it is published, unpacked or as archives (those in the
-    folder, or the given ones); None where it may be one folder per class. What is wrong with it is a `ForgetError`;
-    no picture is decoded."""
-    if archives is None: archives = [p for p in listing(place) if p.is_file() and is_archive(p)]
-    names, files = _found(place, archives)
+def official(place: Path, name: str, given: list[Path]|None=None) -> TestImages|None:
+    """The test images of a folder that holds a benchmark as it is published, unpacked or as archives, or only of the
+    `given` files in it; None where it may be one folder per class. What is wrong with it is a `ForgetError`; no picture
+    is decoded."""
+    if given is None: names, files = _found(place)
+    else: names = _known(Opened(place, files := _of_files(given), None).find)
     if not names and files:
         wanted = LAYOUTS[name].said(place) if name in LAYOUTS else f'Read are: {", ".join(LAYOUTS)}. Unpack others.'
-        raise ForgetError(f'{place}: {", ".join(a.name for a in archives)} holds no benchmark that is known. {wanted}')
+        held = ', '.join(dict.fromkeys(m.home.name for m in files.values() if m.packed))
+        raise ForgetError(f'{place}: {held} holds no benchmark that is known. {wanted}')
     if not names: return None
     if name not in names and (name in LAYOUTS or len(names) > 1):
         raise ForgetError(f'{place} holds the files of {" and ".join(LAYOUTS[k].title for k in names)}. '
