@@ -165,6 +165,10 @@ class Opened:
         raise ForgetError(f'{self.place} holds {", ".join(have[:3]) or "nothing"}{", ..." if len(have) > 3 else ""}, '
                           f'but no {name}{why}: {self.layout.title} is not complete. {self.layout.said(self.place)}')
 
+    def lacks(self, version: tuple[str, ...]) -> list[str]:
+        "Of the files and folders of a version of the layout those that are not there."
+        return [n for n in version if not (self.under(n) if n[-1] == '/' else self.find(n))]
+
     def under(self, folder: str) -> dict[str, Member]:
         "Name in the layout -> file, of a folder (with its slash) at any depth."
         for s in self.starts:
@@ -431,7 +435,7 @@ def _found(place: Path) -> tuple[list[str], dict[str, Member]]:
     if names:
         files = loose(place)
         o = Opened(place, files, None)
-        whole = any(all(o.under(n) if n[-1] == '/' else o.find(n) for n in v) for k in names for v in LAYOUTS[k].needs)
+        whole = any(not o.lacks(v) for k in names for v in LAYOUTS[k].needs)
         return names, files if whole else _of_files(archives) | files
     if not archives or {p.name for p in folders} - FOLDERS: return [], {}
     files = _of_files(archives) | loose(place)
@@ -453,7 +457,9 @@ def official(place: Path, name: str, given: list[Path]|None=None) -> TestImages|
         raise ForgetError(f'{place} holds the files of {" and ".join(LAYOUTS[k].title for k in names)}. '
                           f'Move them to a folder of that name: {place.parent/names[0]}.')
     layout = LAYOUTS[name if name in names else names[0]]
-    t = TestImages(name, place, layout=layout, **layout.read(Opened(place, files, layout)))
+    o = Opened(place, files, layout)
+    for n in min((o.lacks(v) for v in layout.needs), key=len): o.need(n)
+    t = TestImages(name, place, layout=layout, **layout.read(o))
     leave_out(t)
     check_test(t)
     check_copies(t)
