@@ -343,6 +343,9 @@ def test_the_key_of_a_step_changes_with_the_drawn_images_and_with_no_others(data
     def semantic(): return [f for f in files_of(study.part('semantic'), 'semantic') if isinstance(f, str)]
     before, wider, t = keys(), semantic(), images_in(data/'food', 'food')
     assert len(before) == 1 and before != wider
+    usual = study.but(overrides=dict(per_class=None, fresh=1))                                   # as many as in the paper, five, and one more
+    assert {*files_of(usual.part('base'), 'base')} & {images_in(data/'food', 'food').content(t.draw(5))}
+    assert {*files_of(usual.part('semantic'), 'semantic')} & {images_in(data/'food', 'food').content(t.draw(6))}
     two, three = t.draw(2), t.draw(3)
     def change(i): save(picture(200 + i, 60, 48), t.members[i].home)
     change(next(i for i in range(len(t)) if i not in three))
@@ -351,6 +354,29 @@ def test_the_key_of_a_step_changes_with_the_drawn_images_and_with_no_others(data
     assert keys() == before and semantic() != wider
     change(two[0])
     assert keys() != before
+
+def test_the_base_step_writes_the_list_beside_its_scores(data, tmp_path):
+    from types import SimpleNamespace
+    from openworld_forget.metrics.classify import Stages, classify
+    from openworld_forget.study.step_base import base_scores
+    from openworld_forget.worlds.tiny import tiny_world
+    made(data, 'pets', packed=True)
+    world, stages = tiny_world(), Stages(steps=(2, 3), keep='confident', z=1.)
+    def noise(floor=False): return stages.plan(int(floor))
+    def scores(world, b, floor=False, desc=''): return classify(world, world.encode(b.images.float()/255), b.prompts, noise(floor), stages)
+    run = SimpleNamespace(world=world, folder=tmp_path/'base', benchmark=lambda n, s: benchmark(n, s, 64, 1), noise_plan=noise, scores=scores)
+    b, _, files = base_scores(run, 'pets', 'test')
+    assert sorted(files) == sorted(p.name for p in run.folder.iterdir()) and 'subset-pets-test-0.csv' in files
+    assert pd.read_csv(run.folder/'subset-pets-test-0.csv').image.tolist() == b.names
+
+def test_a_plan_looks_at_a_benchmark_once_for_all_its_steps(data, tmp_path, monkeypatch):
+    from openworld_forget.study.plan import plan
+    from openworld_forget.worlds import folders
+    made(data, 'food', per_class=3)
+    looks, look = [], folders.images_of
+    monkeypatch.setattr(folders, 'images_of', lambda name: looks.append(name) or look(name))
+    plan(Study.make(name='s', world='sd15', concepts=['mug', 'cup'], methods=['db', 'lora']), tmp_path/'out')
+    assert looks == ['food']*2                                                          # for the base, and with fresh images for the others
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_command_says_what_an_archive_holds_and_where_it_belongs(data, tmp_path, capsys, kind):

@@ -242,9 +242,9 @@ class MoreData(DataSource, Protocol):
         "A `ForgetError` unless this subject can be used; cheaper than `subject`, where that draws."
     def check_benchmarks(self, names: list[str]):
         "A `ForgetError` unless these benchmarks can be read, as far as can be told without decoding pictures."
-    def benchmark_content(self, name: str, per_class: int|None=None) -> str|Path:
-        """What decides the images of a benchmark: a key of them, or the folder or file that does. Without it, that is
-        the folder of its name in `$OWF_DATA/benchmarks`."""
+    def benchmark_content(self, name: str, per_class: int|None=None, more: int=0) -> str|Path:
+        """What decides the images of a benchmark, and `more` of every class: a key of them, or the folder or file that
+        does. Without it, that is the folder of its name in `$OWF_DATA/benchmarks`."""
     def vocabulary(self) -> list[Word]:
         "The words that the world knows: what an audit asks about."
 

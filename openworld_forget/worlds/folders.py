@@ -221,24 +221,24 @@ def prompt_template(t: TestImages) -> str:
     "The template of a benchmark's prompts."
     return t.layout.template if t.layout else TEMPLATES.get(t.name.lower(), 'a photo of a {}.')
 
-def _drawn(t: TestImages, per_class: int|None, seed: int) -> list[int]:
+def _drawn(t: TestImages, per_class: int|None, more: int, seed: int) -> list[int]:
     check_per_class(per_class)
-    return t.draw(per_class or usual_number(t), seed)
+    return t.draw((per_class or usual_number(t)) + more, seed)
 
 def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: int=0) -> Benchmark:
     """Class-balanced test images [n, 3, size, size] of a benchmark (there is one split, `test`), with their names and
     hashes; `per_class` None is the paper's number: 50 of CIFAR10 and STL10, 14 of the pets, 5 elsewhere."""
     t = images_of(name)
-    which = _drawn(t, per_class, seed)
+    which = _drawn(t, per_class, 0, seed)
     return Benchmark(name, choose(split, ['test'], 'split'), t.classes, t.load(which, size),
                      torch.tensor(t.labels[which]), torch.arange(len(which)), prompt_template(t),
                      names=[t.names[i] for i in which], hashes=t.hashes(which))
 
-def benchmark_content(name: str, per_class: int|None=None, seed: int=0) -> str|Path:
-    """What decides the images that `benchmark` draws, for a content key: of a published layout a key of the drawn
-    images alone (the same unpacked and packed), of one folder per class the folder."""
+def benchmark_content(name: str, per_class: int|None=None, more: int=0, seed: int=0) -> str|Path:
+    """What decides the images that `benchmark` draws (and `more` of every class), for a content key: of a published
+    layout a key of these images alone (the same unpacked and packed), of one folder per class the folder."""
     t = images_of(name)
-    return t.content(_drawn(t, per_class, seed)) if t.layout else t.place
+    return t.content(_drawn(t, per_class, more, seed)) if t.layout else t.place
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s2bencj
 def subject(name: str, size: int, token='sks', template='a photo of a {}') -> Subject:
