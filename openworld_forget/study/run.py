@@ -7,7 +7,7 @@ __all__ = ['Answers', 'Run']
 
 # %% ../../nbs/study/07_run.ipynb #c003
 import json, re, shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch, numpy as np, pandas as pd
@@ -193,7 +193,7 @@ def fresh(self:Run, name: str, split: str) -> Benchmark:
     b = self.data.benchmark(name, split, self.world.resolution, usual + self.limits.fresh)
     seen = {x.numpy().tobytes() for x in first.images}
     new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
-    return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+    return b.take(new)
 
 # %% ../../nbs/study/07_run.ipynb #c016e4
 def _made(name: str) -> str:
