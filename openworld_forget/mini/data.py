@@ -113,8 +113,8 @@ def benchmark(name: str, split: str, size: int=RENDER, per_class: int|None=None,
 
 # %% ../../nbs/mini/05_data.ipynb #c005d
 def subject(name: str, size: int=RENDER, token: str='sks', fit: str='crop') -> Subject:
-    """Three to five images of a subject on varied backgrounds, scales and turns; or your own, as they are, made square as
-    `fit` says (`load_image`)."""
+    """Three to five images of a subject on varied backgrounds, scales and turns; or your own, as they are, made square
+    as `fit` says (`load_image`)."""
     _check(size)
     if choose(name, subjects(), 'concept') not in SUBJECTS:
         own = own_subject(name, size, token, TEMPLATE, fit)

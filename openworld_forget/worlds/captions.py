@@ -241,7 +241,7 @@ officer driver painter bricklayer electrician plumber tailor potter blacksmith g
 engineer musician dancer photographer postman cashier astronaut player surfer swimmer skier climber rower goalkeeper
 runner cyclist boxer fencer gymnast skater snowboarder diver archer karate
 """
-SMALL = set('a an and at in of on or the with wooden scene kid small big old new'.split())        # say nothing of a class
+SMALL = set('a an and at in of on or the with wooden scene kid small big old new'.split())       # no class
 
 # %% ../../nbs/worlds/03b_captions.ipynb #c019
 def _stem(word: str) -> str:

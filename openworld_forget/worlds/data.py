@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUOTES', 'DETERMINERS', 'EXAMPLE', 'LIKE_CLASS', 'BESIDE', 'Subject', 'check_class_word', 'read_class_word',
-           'subject_from_folder', 'Benchmark', 'take_balanced', 'Word', 'DataSource', 'MoreData', 'missing_members',
-           'data_source', 'templates_for', 'captions_for', 'subject_for']
+           'check_count', 'check_twins', 'looks_alike', 'subject_from_folder', 'Benchmark', 'take_balanced', 'Word',
+           'DataSource', 'MoreData', 'missing_members', 'data_source', 'templates_for', 'captions_for', 'subject_for']
 
 # %% ../../nbs/worlds/03_data.ipynb #c003
 import inspect, re, unicodedata
@@ -129,7 +129,13 @@ def read_class_word(path: Path|str) -> str:
     return text
 
 # %% ../../nbs/worlds/03_data.ipynb #c0r2sets
-def _no_twins(files: list[Path], images: torch.Tensor):
+def check_count(folder: Path, n: int):
+    "A `ForgetError` unless a subject can be learned from so many photographs."
+    holds = f'{folder} holds {n} images; customization'
+    if n < 3: raise ForgetError(f'{holds} takes 3 to 5. Add {3 - n} more, taken differently.')
+    if n > 50: raise ForgetError(f'{holds} takes 3 to 5 (at most 50). Keep the best.')
+
+def check_twins(files: list[Path], images: torch.Tensor):
     "A `ForgetError` when two files show the same picture: it would count twice in training and in every fidelity."
     seen = {}
     for f, x in zip(files, images):
@@ -138,12 +144,13 @@ def _no_twins(files: list[Path], images: torch.Tensor):
                               f'Remove one: a picture that lies there twice counts twice.')
 
 # %% ../../nbs/worlds/03_data.ipynb #c0r2alike
-def _say_alike(folder: Path, files: list[Path], images: torch.Tensor):
-    "Say which photographs look like one: copies of another size, quality or colour, or as in a mirror."
+def looks_alike(files: list[Path], images: torch.Tensor) -> str:
+    """Which photographs look like one (copies of another size, quality or colour, or as in a mirror), as a sentence; ''
+    where none do."""
     pairs = [f'{files[i].name} and {files[j].name}{" (mirrored)" if m else ""}' for i, j, m in lookalikes(images)]
-    if not pairs: return
+    if not pairs: return ''
     more = f' and {len(pairs) - 3} more pairs' if len(pairs) > 3 else ''
-    say(f'{folder}: {", ".join(pairs[:3])}{more} look like copies of one photograph, which then counts twice.')
+    return f'{", ".join(pairs[:3])}{more} look like copies of one photograph, which then counts twice.'
 
 # %% ../../nbs/worlds/03_data.ipynb #c0r2setsb
 BESIDE = ('class.txt', 'prompts.txt')       # what belongs to a subject's photographs
@@ -152,19 +159,19 @@ def subject_from_folder(
     folder: Path|str, class_word: str, size: int, token='sks', template='a photo of a {}', name: str|None=None,
     fit: str='crop',                    # how a photograph becomes square, see `load_image`
 ) -> Subject:
-    """A subject from a folder of 3 to 50 different photographs, read as `size` x `size` pixels. More than 5 are said, and
-    so are photographs that look like copies of one."""
+    """A subject from a folder of 3 to 50 different photographs, read as `size` x `size` pixels. More than 5 are said,
+    and so are photographs that look like copies of one."""
     folder = Path(folder)
     word = check_class_word(class_word, str(folder), token)
     files = picture_files(folder, BESIDE)
-    holds = f'{folder} holds {len(files)} images; customization'
-    if len(files) < 3: raise ForgetError(f'{holds} takes 3 to 5. Add {3 - len(files)} more, taken differently.')
-    if len(files) > 50: raise ForgetError(f'{holds} takes 3 to 5 (at most 50). Keep the best.')
+    check_count(folder, len(files))
     images = torch.stack([load_image(f, size, fit) for f in files])             # (n, 3, size, size)
-    _no_twins(files, images)
+    check_twins(files, images)
     # white borders would be alike
-    _say_alike(folder, files, images if fit == 'crop' else torch.stack([load_image(f, 64) for f in files]))
-    if len(files) > 5: say(f'{holds} is usually done on 3 to 5. All are used.')
+    alike = looks_alike(files, images if fit == 'crop' else torch.stack([load_image(f, 64) for f in files]))
+    if alike: say(f'{folder}: {alike}')
+    n = len(files)
+    if n > 5: say(f'{folder} holds {n} images; customization is usually done on 3 to 5. All are used.')
     return Subject(name or folder.name.lower().replace('_', '-'), word, images, token, template)
 
 # %% ../../nbs/worlds/03_data.ipynb #c012
@@ -222,8 +229,8 @@ class DataSource(Protocol):
     def subjects(self) -> list[str]:
         "Names of what can be customized on."
     def subject(self, name: str, size: int, token: str='sks') -> Subject:
-        """The images [n, 3, size, size] of a subject, and its class word; `token` will name it. May take `fit`, too: how a
-        photograph becomes square (see `load_image`)."""
+        """The images [n, 3, size, size] of a subject, and its class word; `token` will name it. May take `fit`, too: how
+        a photograph becomes square (see `load_image`)."""
     def unrelated_prompts(self) -> list[str]:
         "Prompts that have nothing to do with any subject: what becomes of their images is the drift of appearance."
     def color_prompts(self) -> list[str]:
@@ -244,7 +251,7 @@ class MoreData(DataSource, Protocol):
     def check_token(self, token: str):
         "A `ForgetError` when this word cannot name a subject."
     def subject_files(self, name: str) -> list[Path]:
-        "Files and folders that decide what a subject is; where this is not offered, its folder among those of subjects."
+        "Files and folders that decide what a subject is; where not offered, the folder of its name."
     def subject_templates(self, name: str) -> list[str]:
         "Prompts of a subject's own, in place of `eval_templates`; none: it has no own."
     def captions_without(self, class_word: str, n: int, seed: int=0) -> list[str]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'PER_CLASS', 'NAME', 'STRUCTURE', 'PARTS', 'NEVER', 'NO_CLASS', 'COUNTED', 'SCENES', 'data_root',
-           'listed_subjects', 'subjects', 'benchmarks', 'benchmark_files', 'check_per_class', 'benchmark',
-           'class_word_of', 'own_templates', 'subject', 'subject_templates', 'subject_files', 'files_of_subject',
-           'splits', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions', 'captions_without',
-           'check_benchmarks', 'check_subject', 'check_data']
+           'listed_subjects', 'subjects', 'benchmarks', 'rename_hint', 'benchmark_files', 'check_per_class',
+           'benchmark', 'class_word_of', 'own_templates', 'subject', 'subject_templates', 'subject_files',
+           'files_of_subject', 'splits', 'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions',
+           'captions_without', 'check_benchmarks', 'check_subject', 'check_data']
 
 # %% ../../nbs/worlds/04_folders.ipynb #c003
 import hashlib, os, re, unicodedata
@@ -18,7 +18,7 @@ from .captions import UNRELATED, color_captions, dealt, draw, leave_out
 from .data import Benchmark, Subject, data_source, subject_from_folder
 from .data import check_class_word, read_class_word
 from .pictures import SUFFIXES, listing, load_image, named_image, say, say_beside, sorted_out
-from .subject_sets import Listed, listed, plain, read_templates, set_in
+from .subject_sets import Listed, listed, read_templates, set_in
 from .world import WorldSpec, spec_of
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s1lay0
@@ -63,7 +63,7 @@ def listed_subjects() -> dict[str, Listed]:
     if not (d.is_dir() and set_in(d)): _names('subjects')
     found = {s.name: s for s in listed(d)}
     odd = [s for s in found.values() if not re.fullmatch(NAME, s.name)]
-    for s in odd: say(f'{s.photos} is left out: a concept becomes a folder. {_rename(s.name)}')
+    for s in odd: say(f'Left out: {rename_hint(s)}')
     return {n: found[n] for n in sorted(found) if found[n] not in odd}
 
 def subjects() -> list[str]:
@@ -74,9 +74,12 @@ def benchmarks() -> list[str]:
     "Names of the benchmarks in the data folder."
     return _names('benchmarks')
 
-def _rename(name: str) -> str:
-    slug = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'my-subject'
-    return f'Use lower-case letters, digits, - and _: rename it to {slug!r}.' 
+def rename_hint(s: Listed) -> str:
+    "What to do about a subject whose name cannot be a concept's; '' for a good name."
+    if re.fullmatch(NAME, s.name): return ''
+    slug = re.sub(r'[^a-z0-9]+', '-', s.name.lower()).strip('-') or 'my-subject'
+    return (f'{s.photos}: a concept becomes a folder. '
+            f'Use lower-case letters, digits, - and _: rename it to {slug!r}.')
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s2benc
 # what the folders of downloaded data sets are called: no class of pictures
@@ -240,8 +243,8 @@ def benchmark(name: str, split: str, size: int, per_class: int|None=None, seed: 
 def _subject(name: str) -> Listed:
     "A subject of the data folder; another name is a `ForgetError`."
     odd = data_root()/'subjects'/str(name)
-    if not re.fullmatch(NAME, str(name)) and odd.is_dir() and odd.name == name:
-        raise ForgetError(f'{odd}: a concept becomes a folder. {_rename(name)}')
+    hint = rename_hint(Listed(str(name), odd, 'folder'))
+    if hint and odd.is_dir() and odd.name == name: raise ForgetError(hint)
     found = listed_subjects()
     return found[choose(name, found, 'concept')]
 
@@ -275,7 +278,7 @@ def subject_files(name: str) -> list[Path]:
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s2bencl
 def files_of_subject(data, name: str) -> list[Path]:
-    """Files and folders that decide what a subject is, by its data source or, where that does not say, the folder of its
+    """Files and folders that decide what a subject is, as its data source says or, where it does not, the folder of its
     name in the data folder; those that exist."""
     offered = getattr(data, 'subject_files', None)
     found = offered(name) if offered else [data_root()/'subjects'/name]

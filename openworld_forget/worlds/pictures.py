@@ -346,7 +346,7 @@ def load_images(folder: Path|str, size: int) -> torch.Tensor:
 ALIKE = .99         # cosine of two fingerprints from which on they are called one picture
 
 def fingerprints(images: torch.Tensor) -> torch.Tensor:
-    "[n, 16, 16] of images uint8 [n, 3, H, W]: tiny grey copies, mean 0, length 1; all 0 where a picture has no contrast."
+    "[n, 16, 16] of images uint8 [n, 3, H, W]: tiny grey copies, mean 0, length 1; 0 for a picture without contrast."
     r, g, b = images.float().unbind(1)
     grey = (.299*r + .587*g + .114*b)[:, None]                                      # (n, 1, H, W), Rec. 601
     g = torch.nn.functional.adaptive_avg_pool2d(grey, 16)[:, 0]                     # (n, 16, 16)

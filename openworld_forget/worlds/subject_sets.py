@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CONCEPTS', 'WANTED', 'CLASSES', 'LIVE', 'SETS', 'WITHIN', 'Listed', 'checked_templates', 'read_templates',
-           'custom_concepts', 'dreambooth_subjects', 'has_pictures', 'set_in', 'read_set', 'plain', 'listed']
+           'custom_concepts', 'dreambooth_subjects', 'has_pictures', 'set_in', 'say_left_out', 'read_set', 'plain',
+           'listed']
 
 # %% ../../nbs/worlds/03c_subject_sets.ipynb #c003
 import json, re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import ForgetError
@@ -35,7 +35,7 @@ class Listed:
 def _text(path: Path, what: str) -> str:
     "The text of a file; a `ForgetError` where it is missing or no UTF-8."
     try: return path.read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise ForgetError(f'{what} {path} is missing. Put it there as it was published.') from None
+    except FileNotFoundError: raise ForgetError(f'{what} {path} is missing. Put it there as published.') from None
     except (OSError, UnicodeDecodeError) as e:
         raise ForgetError(f'{what} {path} cannot be read ({e}). Save it as UTF-8 text.') from None
 
@@ -48,7 +48,8 @@ def checked_templates(lines: list[tuple[int, str]], path: Path) -> list[str]:
         if not line: continue
         if line.count('{}') != 1 or re.search('[{}]', line.replace('{}', '')):
             raise ForgetError(f'{path}, line {i}: {line!r} needs one {{}}, where the subject goes, and no other brace.')
-        if line in found: raise ForgetError(f'{path}, line {i}: {line!r} stands in line {found[line]} already. Remove one.')
+        if line in found:
+            raise ForgetError(f'{path}, line {i}: {line!r} stands in line {found[line]} already. Remove one.')
         found[line] = i
     if not found: raise ForgetError(f'{path} holds no prompts: write one a line, with {{}} where the subject goes.')
     return list(found)
@@ -76,10 +77,10 @@ _LIKE = 'Wanted is the dataset.json of CustomConcept101: a list of mappings with
 
 # %% ../../nbs/worlds/03c_subject_sets.ipynb #c013
 def _near(folder: Path, said: str) -> Path:
-    """The file or folder that a set's file names: below the folder of that file, the folder above it, or by its last two
-    names."""
+    """The file or folder that a set's file names: below the folder of that file, below the folder above it, or by its
+    last names."""
     parts = Path(said).parts
-    ways = [folder/said, folder.parent/said, folder.joinpath(*parts[-2:]), folder/parts[-1] if parts else folder]
+    ways = [folder/said, folder.parent/said, folder.resolve().parent/said, folder.joinpath(*parts[-2:]), folder/parts[-1]]
     return next((w for w in ways if w.exists()), ways[0])
 
 def custom_concepts(folder: Path) -> list[Listed]:
@@ -106,7 +107,8 @@ def _table(lines: list[str], path: Path) -> dict[str, str]:
     for i, line in enumerate(lines[start:], start + 1):
         if not line: break
         name, _, word = map(str.strip, line.partition(','))
-        if not name or not word or ',' in word: raise ForgetError(f'{path}, line {i}: {line!r} is not name,class. {_AS}')
+        if not name or not word or ',' in word:
+            raise ForgetError(f'{path}, line {i}: {line!r} is not name,class. {_AS}')
         if name in out: raise ForgetError(f'{path}, line {i}: the subject {name!r} is there twice. Remove one.')
         out[name] = word
     if not out: raise ForgetError(f'{path} lists no subjects. {_AS}')
@@ -127,7 +129,8 @@ def _prompt_list(lines: list[str], title: str, path: Path) -> tuple[str, ...]:
     raise ForgetError(f'{path}: the list of {title!r} has no end. {_AS}')
 
 def dreambooth_subjects(folder: Path) -> list[Listed]:
-    "The subjects of the DreamBooth set from the folder of its `prompts_and_classes.txt`; those without photographs, too."
+    """The subjects of the DreamBooth set from the folder of its `prompts_and_classes.txt`; those without photographs,
+    too."""
     path = folder/CLASSES
     lines = [x.strip() for x in _text(path, 'The file of classes').splitlines()]
     words = _table(lines, path)
@@ -143,17 +146,25 @@ def has_pictures(folder: Path) -> bool:
     return any(p.suffix.lower() in SUFFIXES and p.is_file() for p in listing(folder))
 
 SETS = {CONCEPTS: custom_concepts, CLASSES: dreambooth_subjects}
-WITHIN = ('', 'customconcept101', 'dataset')        # where a set's file lies below what was unpacked
+WITHIN = ('customconcept101', 'dataset')        # where a set's file lies below what was unpacked
 
 def set_in(folder: Path) -> Path|None:
     "The file that makes a folder, or what was unpacked into it, a published set; None for another folder."
     if has_pictures(folder): return None
     beside = [folder.parent/CONCEPTS] if folder.name == 'benchmark_dataset' else []
-    return next((f for f in [*(folder/w/n for w in WITHIN for n in SETS), *beside] if f.is_file()), None)
+    if here := [f for f in [*(folder/n for n in SETS), *beside] if f.is_file()]: return here[0]
+    below = [f for w in WITHIN for n in SETS if (f := folder/w/n).is_file()]
+    mine = any((p/'class.txt').exists() for p in listing(folder) if p.is_dir())     # then it is a folder of folders
+    return below[0] if len(below) == 1 and not mine else None
+
+def say_left_out(where: Path, folders: list[Path]):
+    "Say once which folders with pictures belong to no subject."
+    if rest := [p for p in folders if has_pictures(p)]:
+        say(f'{where}: {named_image(rest)} left out, which the set does not list and which has no class.txt of its own.')
 
 def read_set(file: Path) -> list[Listed]:
-    """The subjects of a published set whose photographs are there, in the order of its file. Those without are said once;
-    folders that the file does not list are folders of your own if they have a class word, and are said if not."""
+    """The subjects of a published set whose photographs are there, in the order of its file. Those without are said
+    once; folders that the file does not list are folders of your own if they have a class word, and are said if not."""
     every = SETS[file.name](file.parent)
     here = [s for s in every if s.photos.is_dir()]
     gone = [s.photos for s in every if not s.photos.is_dir()]
@@ -165,8 +176,7 @@ def read_set(file: Path) -> list[Listed]:
     around = {s.photos.parent for s in here}
     others = [p for a in sorted(around) for p in listing(a) if p.is_dir() and p not in known and p.name != 'prompts']
     mine = [p for p in others if (p/'class.txt').exists()]
-    if rest := [p for p in others if p not in mine and has_pictures(p)]:
-        say(f'{file} does not list {named_image(rest)}, left out. With a class.txt of its own such a folder is a subject.')
+    say_left_out(file, [p for p in others if p not in mine])
     return here + [plain(p) for p in mine]
 
 # %% ../../nbs/worlds/03c_subject_sets.ipynb #c019
@@ -176,17 +186,23 @@ def plain(folder: Path) -> Listed:
     return Listed(folder.name, folder, 'folder', prompts=f if f.exists() else None)
 
 def listed(folder: Path) -> list[Listed]:
-    """Every subject in a folder: of a published set, or of the sets and folders in it, or the folder itself where it holds
-    pictures. Two of one name are a `ForgetError`."""
-    if file := set_in(folder): found = read_set(file)
-    elif has_pictures(folder): found = [plain(folder)]
-    else: found = [s for p in listing(folder) if p.is_dir() for s in _inside(p)]
+    """Every subject in a folder: of a published set, or of the sets and folders in it, or the folder itself where it
+    holds pictures. Two of one name are a `ForgetError`."""
+    if has_pictures(folder): found = [plain(folder)]
+    elif file := set_in(folder):
+        found = read_set(file)
+        above = {p for s in found for p in (*file.parents, *s.photos.parents)}
+        say_left_out(folder, [p for p in listing(folder) if p.is_dir() and p not in above and file.parent != folder])
+    else: found = _each(folder)
     names = {}
     for s in found:
         if (first := names.setdefault(s.name, s)) is not s:
             raise ForgetError(f'{first.photos} and {s.photos} are both called {s.name!r}. Rename or remove one.')
     return found
 
-def _inside(folder: Path) -> Iterator[Listed]:
-    file = set_in(folder)
-    yield from read_set(file) if file else [plain(folder)]
+def _each(folder: Path) -> list[Listed]:
+    "The subjects of the sets and folders in a folder; where a set's photographs lie is no subject of its own."
+    inside = [p for p in listing(folder) if p.is_dir()]
+    sets = {p: read_set(file) for p in inside if (file := set_in(p))}
+    used = {a for found in sets.values() for s in found for a in (s.photos, *s.photos.parents)}
+    return [s for p in inside for s in (sets.get(p) or ([] if p in used else [plain(p)]))]
