@@ -229,8 +229,8 @@ class DataSource(Protocol):
     def subjects(self) -> list[str]:
         "Names of what can be customized on."
     def subject(self, name: str, size: int, token: str='sks') -> Subject:
-        """The images [n, 3, size, size] of a subject, and its class word; `token` will name it. May take `fit`, too: how
-        a photograph becomes square (see `load_image`)."""
+        """The images [n, 3, size, size] of a subject, and its class word; `token` will name it. May take `fit`, too:
+        how a photograph becomes square (see `load_image`)."""
     def unrelated_prompts(self) -> list[str]:
         "Prompts that have nothing to do with any subject: what becomes of their images is the drift of appearance."
     def color_prompts(self) -> list[str]:

@@ -80,7 +80,8 @@ def _near(folder: Path, said: str) -> Path:
     """The file or folder that a set's file names: below the folder of that file, below the folder above it, or by its
     last names."""
     parts = Path(said).parts
-    ways = [folder/said, folder.parent/said, folder.resolve().parent/said, folder.joinpath(*parts[-2:]), folder/parts[-1]]
+    above = folder.parent, folder.resolve().parent                                  # of a link, also where it leads
+    ways = [folder/said, *(a/said for a in above), folder.joinpath(*parts[-2:]), folder/parts[-1]]
     return next((w for w in ways if w.exists()), ways[0])
 
 def custom_concepts(folder: Path) -> list[Listed]:
@@ -160,7 +161,7 @@ def set_in(folder: Path) -> Path|None:
 def say_left_out(where: Path, folders: list[Path]):
     "Say once which folders with pictures belong to no subject."
     if rest := [p for p in folders if has_pictures(p)]:
-        say(f'{where}: {named_image(rest)} left out, which the set does not list and which has no class.txt of its own.')
+        say(f'{where}: {named_image(rest)} left out, which no set lists and which has no class.txt of its own.')
 
 def read_set(file: Path) -> list[Listed]:
     """The subjects of a published set whose photographs are there, in the order of its file. Those without are said

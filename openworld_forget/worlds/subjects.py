@@ -67,14 +67,14 @@ def _some(photos: list[Photo], what: str) -> list[str]:
 def photo_notes(photos: list[Photo], size: int, fit: str) -> list[str]:
     "What is odd about photographs that can be read."
     lost = {p.file: 1 - min(p.size)/max(p.size) for p in photos}
-    small = [p for p in photos if min(p.size) < size]
+    most = max(lost.values(), default=0)
     return [
-        *_some(small, f'smaller than {size} pixels, so enlarged.'),
+        *_some([p for p in photos if min(p.size) < size], f'smaller than {size} pixels, so enlarged.'),
         *_some([p for p in photos if p.mode != 'RGB'],
                f'not RGB ({", ".join(sorted({p.mode for p in photos} - {"RGB"}))}), so converted.'),
         *_some([p for p in photos if p.turned], 'turned as the camera says (EXIF).'),
         *_some([p for p in photos if fit == 'crop' and lost[p.file] > LOST],
-               f'the square leaves out {max(lost.values()):.0%} of the longer side; `--photos pad` keeps all.'),
+               f'the square leaves out {most:.0%} of the longer side; `--photos pad` keeps all.'),
     ]
 
 # %% ../../nbs/worlds/10_subjects.ipynb #c010
