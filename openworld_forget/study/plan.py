@@ -16,7 +16,7 @@ from .records import READS, Study, run_folder
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
-from ..worlds.folders import data_root
+from ..worlds.folders import data_root, files_of_subject
 from ..worlds.load import local_path, own_files
 from ..worlds.world import provider, spec_of
 
@@ -37,8 +37,8 @@ def files_of(part: Study, name: str, of_benchmark=None) -> list[Path|str]:
     if name in ('base', 'semantic'):
         each = part.limits.per_class, part.limits.fresh if 'fresh' in READS[name] else 0
         folders += [(of_benchmark or drawn(data))(b, *each) for b in data.benchmarks()[:part.limits.benchmarks]]
-    folders += [data_root()/'subjects'/c for c in part.concepts]
     files = list(data.files()) if hasattr(data, 'files') else []               # what else decides what the data are
+    files += [f for c in part.concepts for f in files_of_subject(data, c)]
     files += [f for c in part.checkpoints.values() for f in checkpoint_files(local_path(c))]
     return [f for f in folders if isinstance(f, str) or f.exists()] + files
 

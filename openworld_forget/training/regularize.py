@@ -10,7 +10,7 @@ __all__ = ['SOURCES', 'STREAMS', 'AHEAD', 'Term', 'generated_latents', 'prior_te
 from dataclasses import dataclass
 import torch
 from ..core import ForgetError, choose, generator, seed_for
-from ..worlds.data import Subject
+from ..worlds.data import Subject, captions_for
 from ..worlds.generate import generate
 from ..worlds.world import World, provider
 
@@ -47,7 +47,8 @@ STREAMS = {'class': 'prior', 'instance': 'instance as class'}          # where a
 def _correction(world, subject, part: str, weight: float, share: float, n: int, seed: int, cache) -> Term:
     "The correction on one kind of images."
     m = len(subject.images) if part == 'instance' else n
-    captions = provider(world.spec).generic_captions(m, seed) if part == 'generic' else [subject.class_prompt]*m
+    generic = part == 'generic'
+    captions = captions_for(provider(world.spec), subject, m, seed) if generic else [subject.class_prompt]*m
     if part == 'instance': z = world.encode(subject.images)                                 # (m, c, h, w)
     else: z = generated_latents(world, captions, seed, 'generic' if part == 'generic' else 'class', cache)
     if any(subject.token in x.split() for x in captions):

@@ -72,7 +72,7 @@ def load(self:TestImages, which: list[int], size: int) -> torch.Tensor:
 
 @patch
 def _image(self:TestImages, i: int, path: Path, size: int) -> torch.Tensor:
-    try: return load_image(path, size, self.trim)
+    try: return load_image(path, size, trim=self.trim)
     except ForgetError as e:
         more = f' Or write {self.names[i]} into {self.place/LEFT_OUT}: it is then left out.' if self.layout else ''
         raise ForgetError(str(e).replace(str(path), str(self.members[i])) + more) from None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Self
+from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -39,6 +39,7 @@ class WorldSpec(Record):
     features: str                   # the image features that stand for DINO
     token: str = 'sks'              # default rare token V*
     template: str = 'a photo of a {}'
+    photos: Literal['crop', 'pad'] = 'crop'     # how a subject's photos become square: centre, or all of them on white
     guidance: float = 7.5           # classifier-free guidance when sampling
     sampling_steps: int = 50        # DDIM steps
     recipes: dict = {}              # adaptation -> Recipe fields that differ from the defaults
