@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'STREAMS', 'AHEAD', 'Term', 'generated_latents', 'prior_term', 'correction_terms', 'Batch',
-           'PlainObjective', 'raw_outputs', 'grouped', 'Objective']
+           'PlainObjective', 'raw_outputs', 'taught', 'grouped', 'Objective']
 
 # %% ../../nbs/training/02_regularize.ipynb #c003
 from dataclasses import dataclass
 import torch
+from ..batches import at_once, in_pieces
 from ..core import ForgetError, choose, generator, seed_for
 from ..worlds.data import Subject
 from ..worlds.generate import generate
@@ -135,6 +136,15 @@ def raw_outputs(world: World, batches: list[Batch]) -> tuple[torch.Tensor, ...]:
     x, t, c = (torch.cat([getattr(b, k) for b in batches]) for k in ('x', 't', 'c'))        # (sum of n_k, ...)
     return world.predict(x, t, c).split([len(b) for b in batches])
 
+@torch.no_grad()
+def taught(world: World, batches: list[Batch]) -> tuple[torch.Tensor, ...]:
+    "The same without gradients: in one forward where the memory allows, else in several."
+    x, t, c = (torch.cat([getattr(b, k) for b in batches]) for k in ('x', 't', 'c'))        # (sum of n_k, ...)
+    n = at_once(len(x), world.unet, 'denoise', world.latent_shape[-1])
+    def part(a, b): return world.predict(x[a:b], t[a:b], c[a:b])
+    y = in_pieces(part, len(x), n, world.unet, 'denoise')
+    return (y[0] if len(y) == 1 else torch.cat(y)).split([len(b) for b in batches])
+
 def grouped(sizes: dict[str, int], most: int) -> list[list[str]]:
     "Names, in their order, in groups whose sizes add up to `most` at most (0: one group); what is larger is alone."
     groups = [[]]
@@ -144,7 +154,7 @@ def grouped(sizes: dict[str, int], most: int) -> list[list[str]]:
     return groups
 
 # %% ../../nbs/training/02_regularize.ipynb #c008
-AHEAD = 8       # steps for which the base answers in one forward: whole blocks, so a resumed run has the same batches
+AHEAD = 8       # steps for which the base answers at once: whole blocks, so a resumed run has the same batches
 
 # %% ../../nbs/training/02_regularize.ipynb #c008b
 class Objective(PlainObjective):
@@ -165,7 +175,7 @@ class Objective(PlainObjective):
             first = step - step % AHEAD
             steps = range(first, first + AHEAD)
             asked = [self.draw(p.stream, k).first(self.count(p)) for k in steps for p in self.teachers]
-            y = iter(raw_outputs(self.base, asked))
+            y = iter(taught(self.base, asked))
             self.ahead.update({k: {p: next(y) for p in self.teachers} for k in steps})
         return self.ahead[step]
 

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusi
 from pydantic import field_validator
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from ..batches import at_once, in_pieces
 from ..core import ForgetError, Record, choose, content_key
 
 # %% ../../nbs/worlds/00_world.ipynb #c006
@@ -248,7 +249,9 @@ class _Reader(_Kept):
         if not len(ids):
             width = self.text_encoder.config.hidden_size
             return torch.empty(0, ids.shape[1], width, device=self.device, dtype=self.text_encoder.dtype)
-        return torch.cat([self.text_encoder(part)[0] for part in ids.split(batch)])             # (n, length, width)
+        batch = at_once(batch, self.text_encoder, 'read', self.context)
+        def states(a, b): return self.text_encoder(ids[a:b])[0]                                 # (b - a, length, width)
+        return torch.cat(in_pieces(states, len(ids), batch, self.text_encoder, 'read'))
 
 # %% ../../nbs/worlds/00_world.ipynb #c008e1
 class _Viewer(_Reader):
@@ -259,8 +262,10 @@ class _Viewer(_Reader):
         check_batch(batch)
         images = unit_images(images, self.resolution)                                           # (n, 3, H, W)
         if not len(images): return torch.empty(0, *self.latent_shape, device=self.device, dtype=self.dtype)
+        batch, scale = at_once(batch, self.vae, 'encode', self.resolution), self.vae.config.scaling_factor
         def mean(x): return self.vae.encode((2*x - 1).to(self.device, self.dtype)).latent_dist.mean
-        return torch.cat([mean(x)*self.vae.config.scaling_factor for x in images.split(batch)]).contiguous()
+        def part(a, b): return mean(images[a:b])*scale
+        return torch.cat(in_pieces(part, len(images), batch, self.vae, 'encode')).contiguous()
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor, batch: int=64) -> torch.Tensor:
@@ -275,7 +280,9 @@ class _Viewer(_Reader):
         if not len(z): return torch.empty(0, 3, self.resolution, self.resolution, device=z.device)
         # (b, 3, H, W) in [-1, 1]
         def image(x): return self.vae.decode(x/self.vae.config.scaling_factor).sample
-        return torch.cat([(image(x)/2 + .5).clamp(0, 1).float() for x in z.split(batch)])
+        def part(a, b): return (image(z[a:b])/2 + .5).clamp(0, 1).float()
+        batch = at_once(batch, self.vae, 'decode', self.latent_shape[-1])
+        return torch.cat(in_pieces(part, len(z), batch, self.vae, 'decode'))
 
 # %% ../../nbs/worlds/00_world.ipynb #c008n1
 class _Noiser(_Viewer):
