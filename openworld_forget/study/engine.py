@@ -257,7 +257,7 @@ def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
         while True:
             took, busy = _once(world, n)
             if took <= limit: took, busy = _once(world, n)  # the first of a size is not yet warm
-            rate = n/took, n/min(took, max(busy/threads, took/20)) if world.device == 'cpu' else n/took
+            rate = n/took, n/min(took, max(busy/threads, took/20)) if torch.device(world.device).type == 'cpu' else n/took
             if n == most or 5*took > limit: return rate
             n = min(most, 4*n)
     except (RuntimeError, MemoryError) as e:

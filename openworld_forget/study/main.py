@@ -69,7 +69,7 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     start = time.monotonic()
     judges = importlib.import_module(f'{PACKAGE}.metrics.judges')
     judges.check_judges(spec_of(study.world))                   # before gigabytes are read
-    w = load_world(study.world)
+    w = load_world(study.spec)
     startup += time.monotonic() - start                         # each step loads it, too
     ready(study, w)
     threads = threads_of(workers)

@@ -42,11 +42,12 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     def add(name, folder, needs=(), **params):
         part = study.part(name, **params)
         text = json.dumps(part.model_dump(mode='json'), sort_keys=True)
+        decides = json.dumps(part.keyed().model_dump(mode='json'), sort_keys=True)
         s = Step(name, folder, dict(study=text, home=str(home), **params), list(needs), cost=cost.get(name, 0.) + 1)
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
         files = [content(f) for f in files_of(part, name)]
-        s.key = made(name) + content_key(name, text, spec_of(part.world), files, params, below)
+        s.key = made(name) + content_key(name, decides, spec_of(part.world), files, params, below)
         s.params['key'] = s.key
         steps.append(s)
         return s

@@ -100,6 +100,8 @@ class PlainObjective:
         texts = sorted({c for p in self.terms for c in p.captions})
         with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
         self.trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
+        half = dict(dtype=base.dtype, enabled=base.dtype in (torch.float16, torch.bfloat16))
+        self.mixed = lambda: torch.autocast(base.device.type, **half)   # what is trained is in float32: cast where used
         self.wide = torch.promote_types(base.dtype, torch.float32)      # of the losses, also in a half-precision world
 
     def count(self, p: Term) -> int: return max(1, round(p.share*self.batch))
@@ -113,7 +115,8 @@ class PlainObjective:
         e = torch.randn((n, *self.base.latent_shape), generator=g).to(self.base.device, self.base.dtype)
         z = p.latents[i.to(p.latents.device)]                                               # (n, c, h, w)
         captions = [p.captions[k] for k in i.tolist()]
-        if stream == 'instance' and self.trains_text: c = self.adapted.encode_text(captions)
+        if stream == 'instance' and self.trains_text:
+            with self.mixed(): c = self.adapted.encode_text(captions)
         else: c = torch.stack([self.states[k] for k in captions])                           # (n, length, width)
         return Batch(self.base.add_noise(z, e, t), t, c, z, e)
 
@@ -127,7 +130,8 @@ class PlainObjective:
         for p in self.terms:
             b = self.draw(p.stream, step).first(self.count(p))
             with torch.no_grad(): y = self.base.predict(b.x, b.t, b.c) if p.teacher else self.base.target(b.z, b.e, b.t)
-            self.add(losses, p, self.adapted.predict(b.x, b.t, b.c), y)
+            with self.mixed(): out = self.adapted.predict(b.x, b.t, b.c)
+            self.add(losses, p, out, y)
         return losses
 
 # %% ../../nbs/training/02_regularize.ipynb #c007e
@@ -182,7 +186,7 @@ class Objective(PlainObjective):
     def group_loss(self, step: int, streams: list[str]) -> dict[str, torch.Tensor]:
         "The losses of the terms that see these streams, from one forward."
         shown, losses = {k: self.draw(k, step) for k in streams}, {}
-        outs = dict(zip(shown, raw_outputs(self.adapted, list(shown.values()))))
+        with self.mixed(): outs = dict(zip(shown, raw_outputs(self.adapted, list(shown.values()))))
         for p in (p for p in self.terms if p.stream in shown):
             b = shown[p.stream].first(self.count(p))
             y = self.answers(step)[p] if p.teacher else self.base.target(b.z, b.e, b.t)         # (n, c, h, w)

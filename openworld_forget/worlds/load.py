@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'PARTS', 'OWN', 'SINGLE', 'SIZES', 'HUB_SECONDS', 'SCHEDULERS', 'MORE_INPUTS', 'local_path', 'is_own',
            'restore', 'missing_parts', 'hub_folder', 'ask_hub', 'find_source', 'default_device', 'made_ready',
-           'load_world', 'clone']
+           'equipped', 'load_world', 'clone']
 
 # %% ../../nbs/worlds/01_load.ipynb #c003
 import copy, difflib, math, os, re, threading
@@ -267,16 +267,25 @@ def _check_parts(w: World, where: str):
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise ForgetError(f'{where}/scheduler: its betas do not lie between 0 and 1. Copy the folder again.')
 
+# %% ../../nbs/worlds/01_load.ipynb #c010q
+def equipped(w: World) -> World:
+    "A world with the options of its definition (`compute`): slicing, tiling, compilation; in place."
+    c = w.spec.compute
+    if c.vae_slicing: w.vae.enable_slicing()
+    if c.vae_tiling: w.vae.enable_tiling()
+    if c.compile: w.unet.compile()
+    return w
+
 # %% ../../nbs/worlds/01_load.ipynb #c010f
 def load_world(
     world: str|dict|WorldSpec,   # a registered name, or a definition as in `spec_of`
-    device: str|None=None,
-    dtype: torch.dtype=torch.float32,
+    device: str|None=None,              # None: as its definition says (`compute`), else `default_device`
+    dtype: torch.dtype|None=None,       # None: as its definition says, else float32
 ) -> World:
     """Load a world; weights are frozen and in evaluation mode. What is missing, damaged or of another kind is a
     `ForgetError` before that."""
     spec = spec_of(world)
-    if device is None: device = default_device()
+    device, dtype = device or spec.compute.device or default_device(), dtype or spec.compute.type
     check_place(device, dtype)
     folder = find_source(spec.source, spec.revision, f'World {spec.name!r}')
     src, kw = (str(folder), {}) if folder else (spec.source, dict(revision=spec.revision))
@@ -288,7 +297,7 @@ def load_world(
     unet = _load(UNet2DConditionModel, src, 'unet', **kw)
     w = World(spec, tok, text, vae, unet, sched)
     _check_parts(w, src)
-    return w.to(device, dtype)
+    return equipped(w.to(device, dtype))
 
 # %% ../../nbs/worlds/01_load.ipynb #c010g
 def clone(module, train=False, share=False):
