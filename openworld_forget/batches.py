@@ -108,10 +108,11 @@ def _said(net) -> str:
 
 @lru_cache(maxsize=32)
 def _blank(kind: type, config: str, dtype: torch.dtype):
-    c = json.loads(config)
+    # what diffusers notes under names with _ would undo what was said
+    c = {k: v for k, v in json.loads(config).items() if not k.startswith('_')}
     with torch.device('meta'):
         net = kind.from_config(c) if hasattr(kind, 'from_config') else kind(kind.config_class(**c))
-    return net.eval().requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
+    return torch.nn.Module.to(net.eval().requires_grad_(False), dtype=dtype, memory_format=torch.channels_last)
 
 def blank(kind: type, config: dict, dtype: torch.dtype=torch.float32):
     "A network of a class and a configuration (its config.json) without numbers: on the `meta` device. Shared: copy it."

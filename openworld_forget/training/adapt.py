@@ -101,9 +101,7 @@ def trainable(w: World, params: dict) -> World:
     """An adapted world made ready for training, in place: what is trained is kept in float32, whatever the world's
     dtype (a step of 1e-5 would vanish in bfloat16), and gradient checkpointing is as its definition says."""
     for p in params.values(): p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
-    if w.spec.compute.gradient_checkpointing:
-        w.unet.enable_gradient_checkpointing()
-        if any(p.requires_grad for p in w.text_encoder.parameters()): w.text_encoder.gradient_checkpointing_enable()
+    if w.spec.compute.gradient_checkpointing: w.unet.enable_gradient_checkpointing()
     if w.spec.compute.compile: w.unet.compile()
     return w
 
@@ -111,7 +109,6 @@ def trained(w: World, params: dict, dtype: torch.dtype) -> World:
     "The reverse: frozen, all in one dtype."
     for p in params.values(): p.data = p.data.to(dtype)
     w.unet.disable_gradient_checkpointing()
-    w.text_encoder.gradient_checkpointing_disable()
     return freeze(w)
 
 # %% ../../nbs/training/01_adapt.ipynb #c012

@@ -26,7 +26,7 @@ class Compute(Record):
     "Where and how a world computes. The defaults are those of every number that this package has published."
     device: str|None = None                 # cpu, cuda, cuda:1, mps; None: `OWF_DEVICE`, or a GPU when there is one
     dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'    # of all networks; what is trained stays in float32
-    gradient_checkpointing: bool = False    # training: activations are computed twice instead of kept; same gradients
+    gradient_checkpointing: bool = False    # training: the denoiser's activations are computed twice, not kept; same gradients
     adam_8bit: bool = False                 # training: the optimizer's state in 8 bits (needs bitsandbytes)
     vae_slicing: bool = False               # the VAE takes images one by one
     vae_tiling: bool = False                # and large ones in overlapping tiles, which changes them slightly
