@@ -275,6 +275,7 @@ class Clock:
     alone: float = 0.              # forwards a second when nothing else runs here; `rate` when 0
     where: str = 'cpu'             # what times are comparable: device and threads
     file: Path|None = None         # {where: {template: [[expected, took], ...]}}
+    memory: str = ''               # a line on what the steps need of it
     def __post_init__(self):
         try: self.seen = read_json(self.file) if self.file and self.file.is_file() else {}
         except ForgetError: self.seen = {}                      # not worth stopping for
@@ -319,6 +320,7 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
         + (', as such steps took before' if sure else '')
         + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5
            else '.')
+        + (f'\n{clock.memory}' if clock.memory else '')
     )
 
 # %% ../../nbs/study/06_engine.ipynb #c020f

@@ -26,7 +26,9 @@ class RowEmbedding(nn.Module):
         self.row = nn.Parameter(base.weight[index].detach().clone())
     @property
     def weight(self): return self.base.weight
-    def forward(self, ids): return torch.where((ids == self.index)[..., None], self.row, self.base(ids))
+    def forward(self, ids):
+        row = self.row.to(self.base.weight.dtype)           # in training it may be finer than the world
+        return torch.where((ids == self.index)[..., None], row, self.base(ids))
 
 # %% ../../nbs/training/01_adapt.ipynb #c008
 class Adaptation(Record):
