@@ -23,7 +23,7 @@ from ..training.methods import Method
 from ..worlds.data import Benchmark, subject_for, templates_for
 from ..worlds.generate import generate
 from ..worlds.load import load_world, local_path
-from ..worlds.world import provider, spec_of
+from ..worlds.world import provider
 
 # %% ../../nbs/study/07_run.ipynb #c016
 @dataclass
@@ -79,7 +79,7 @@ class Run:
         self.home = project_path(home) if home else scratch
         self.given = dict(
             study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
-        self.limits, self.spec = self.study.limits, spec_of(self.study.world)
+        self.limits, self.spec = self.study.limits, self.study.spec
         self.data = provider(self.spec)
         if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
             raise ForgetError(
