@@ -275,6 +275,8 @@ class MoreData(DataSource, Protocol):
         does. Without it, that is the folder of its name in `$OWF_DATA/benchmarks`."""
     def vocabulary(self) -> list[Word]:
         "The words that the world knows: what an audit asks about."
+    def class_counts(self, name: str) -> tuple[list[int], int]:
+        "(test images of each class, how many of a class are usual) of a benchmark, for plans."
 
 # %% ../../nbs/worlds/03_data.ipynb #c020e
 def missing_members(data) -> list[str]:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAME', 'STRUCTURE', 'PARTS', 'NEVER', 'NO_CLASS', 'COUNTED', 'TOOLS', 'SCENES', 'data_root', 'listed_subjects',
            'subjects', 'benchmarks', 'rename_hint', 'images_in', 'images_of', 'benchmark_files', 'check_per_class',
-           'usual_number', 'prompt_template', 'benchmark', 'benchmark_content', 'class_word_of', 'own_templates',
-           'subject', 'subject_templates', 'subject_files', 'files_of_subject', 'splits', 'unrelated_prompts',
-           'color_prompts', 'eval_templates', 'generic_captions', 'captions_without', 'check_benchmarks',
-           'check_subject', 'check_data']
+           'usual_number', 'class_counts', 'prompt_template', 'benchmark', 'benchmark_content', 'class_word_of',
+           'own_templates', 'subject', 'subject_templates', 'subject_files', 'files_of_subject', 'splits',
+           'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions', 'captions_without',
+           'check_benchmarks', 'check_subject', 'check_data']
 
 # %% ../../nbs/worlds/04_folders.ipynb #c003
 import os, re, unicodedata
@@ -230,6 +230,11 @@ def check_per_class(n: int|None):
 def usual_number(t: TestImages) -> int:
     "Of a class, as many test images as in the paper; 5 where it says nothing."
     return t.layout.per_class if t.layout else PER_CLASS.get(t.name.lower(), 5)
+
+def class_counts(name: str) -> tuple[list[int], int]:
+    "(test images of each class, how many of a class are usual) of a benchmark: what a plan counts with."
+    t = images_of(name)
+    return np.bincount(t.labels, minlength=len(t.classes)).tolist(), usual_number(t)
 
 def prompt_template(t: TestImages) -> str:
     "The template of a benchmark's prompts."
