@@ -312,3 +312,34 @@ def test_memory_counts_every_part(w):
     assert memory(options(w, adam_8bit=True), m).optimizer == 2*unet
     assert check_memory(w, [m, 'classify'], free=n.total) == n
     with pytest.raises(ForgetError, match='free'): check_memory(w, [m], free=n.total - 1)
+
+# ---------------------------------------------------------------- benchmarks/device.py
+@pytest.fixture(scope='module')
+def device(pytestconfig):
+    import importlib.util
+    spec = importlib.util.spec_from_file_location('owf_device', pytestconfig.rootpath/'benchmarks/device.py')
+    m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m)
+    return m
+
+def test_the_calibration_fills_every_line_of_its_table(device, tmp_path, monkeypatch, capsys):
+    import openworld_forget.training.regularize as R
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path)); monkeypatch.setattr(R, 'AHEAD', R.AHEAD)
+    args = ['--random', 'tiny', '--rounds', '1', '--batch', '2', '--sampling', '1', '--steps', '1', '--device', 'cpu']
+    assert device.main(args) == 0
+    rows = (tmp_path/'benchmarks/device-random-tiny-cpu-float32-64.csv').read_text().splitlines()
+    head = rows[0].split(','); at = {k: head.index(k) for k in ('task', 'rate', 'of peak', 'note')}
+    got = [r.split(',') for r in rows[1:]]
+    assert [r[at['task']] for r in got] == ['classify', 'generate; 1 steps', 'train db', 'train lora-dc', 'train cd-dc']
+    assert all(float(r[at['rate']]) > 0 and float(r[at['of peak']]) > 0 and not r[at['note']] for r in got)
+    assert '20.5 million forwards a model' in capsys.readouterr().out
+
+def test_the_calibration_leaves_out_what_does_not_fit(device, w, monkeypatch):
+    monkeypatch.setattr(device, 'free_memory', lambda d: 2**20); monkeypatch.setattr(device, 'peak_flops', lambda *a: 1.)
+    t = device.table(w, 1)
+    assert t.note.str.startswith('left out: needs').all() and len(t) == 5 and 'no hours' in device.hours(t)
+
+def test_operations_are_counted_there_and_back(device, w):
+    one = device.counted(w.unet, 'denoise', 1)
+    assert device.counted(w.unet, 'denoise', 3) == 3*one
+    assert 2.5*one < device.counted(w.unet, 'denoise', 1, 'db') < 3.5*one
+    assert 1.5*one < device.counted(w.unet, 'denoise', 1, 'lora') < 2.5*one
