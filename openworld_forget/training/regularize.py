@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from ..batches import at_once, in_pieces
 from ..core import ForgetError, choose, generator, seed_for
-from ..worlds.data import Subject
+from ..worlds.data import Subject, captions_for
 from ..worlds.generate import generate
 from ..worlds.world import World, provider
 
@@ -48,7 +48,8 @@ STREAMS = {'class': 'prior', 'instance': 'instance as class'}          # where a
 def _correction(world, subject, part: str, weight: float, share: float, n: int, seed: int, cache) -> Term:
     "The correction on one kind of images."
     m = len(subject.images) if part == 'instance' else n
-    captions = provider(world.spec).generic_captions(m, seed) if part == 'generic' else [subject.class_prompt]*m
+    generic = part == 'generic'
+    captions = captions_for(provider(world.spec), subject, m, seed) if generic else [subject.class_prompt]*m
     if part == 'instance': z = world.encode(subject.images)                                 # (m, c, h, w)
     else: z = generated_latents(world, captions, seed, 'generic' if part == 'generic' else 'class', cache)
     if any(subject.token in x.split() for x in captions):
@@ -77,7 +78,7 @@ class Batch:
     "Noised images, and what they were made of."
     x: torch.Tensor             # noised latents z_t, (n, c, h, w)
     t: torch.Tensor             # timesteps, (n,)
-    c: torch.Tensor             # text states, (n, length, width)
+    c: torch.Tensor             # text states, (n, *text_shape)
     z: torch.Tensor             # latents, (n, c, h, w)
     e: torch.Tensor             # noise, (n, c, h, w)
 
@@ -99,7 +100,7 @@ class PlainObjective:
             self.streams[p.stream] = first, max(n, self.count(p))
         texts = sorted({c for p in self.terms for c in p.captions})
         with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
-        self.trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
+        self.trains_text = any(p.requires_grad for m in adapted.encoders.values() for p in m.parameters())
         half = dict(dtype=base.dtype, enabled=base.dtype in (torch.float16, torch.bfloat16))
         self.mixed = lambda: torch.autocast(base.device.type, **half)   # what is trained is in float32: cast where used
         self.wide = torch.promote_types(base.dtype, torch.float32)      # of the losses, also in a half-precision world

