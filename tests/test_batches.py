@@ -19,7 +19,7 @@ from openworld_forget.training.methods import customize, method, run_key, terms_
 from openworld_forget.training.regularize import Objective
 from openworld_forget.worlds.generate import generate
 from openworld_forget.worlds.load import clone, load_world
-from openworld_forget.worlds.tiny import save_world, tiny_subject, tiny_world
+from openworld_forget.worlds.tiny import save_world, tiny_subject, tiny_world, tiny_xl_world
 from openworld_forget.worlds.world import Compute, spec_of
 
 X = (torch.rand(7, 3, 64, 64, generator=generator(0, 'x'))*255).to(torch.uint8)
@@ -305,6 +305,12 @@ def test_nothing_is_counted_for_the_mini_world(monkeypatch):
     import openworld_forget.study.plan as L
     monkeypatch.setattr(L, 'check_memory', None)
     assert memory_of(Study.make(name='x', concepts=['cat-noto'])) == ''
+
+def test_the_memory_of_an_sdxl_layout_counts_both_text_encoders(tmp_path):
+    x = tiny_xl_world(); save_world(x, tmp_path)
+    need = memory(x.spec.but(source=str(tmp_path)), 'generate')
+    assert need.weights == sum(p.nbytes for n in x.networks.values() for p in (*n.parameters(), *n.buffers()))
+    assert need.activations > 0 and need.total == memory(x, 'generate').total
 
 def test_memory_counts_every_part(w):
     m = method('db-dc', recipe=dict(batch=2))
