@@ -19,7 +19,7 @@ from openworld_forget.training.methods import customize, method, run_key, terms_
 from openworld_forget.training.regularize import Objective
 from openworld_forget.worlds.generate import generate
 from openworld_forget.worlds.load import clone, load_world
-from openworld_forget.worlds.tiny import save_world, tiny_subject, tiny_world
+from openworld_forget.worlds.tiny import save_world, tiny_subject, tiny_world, tiny_xl_world
 from openworld_forget.worlds.world import Compute, spec_of
 
 X = (torch.rand(7, 3, 64, 64, generator=generator(0, 'x'))*255).to(torch.uint8)
@@ -65,12 +65,12 @@ def test_a_device_without_room_gives_the_same_latents_and_pictures(w, most, erro
 
 @pytest.mark.parametrize('most, per_image', [(1, False), (7, True)])
 def test_a_device_without_room_gives_the_same_errors(w, most, per_image):
-    z, p, seen = w.encode(X[:5]), NoisePlan(steps=3, per_image=per_image), []
+    z, p, seen = w.encode(X[:3]), NoisePlan(steps=3, per_image=per_image), []
     n = narrow(w, most, OOM['GPU'], seen)
     text = w.encode_text(P)
     a, b = errors(w, z, P, p, text=text), errors(n, z, P, p, text=text)
     assert close(b, a) and not b.isnan().any()
-    assert sum(k for k in seen if k <= most) == 5*3*3                  # none lost, none doubled
+    assert sum(k for k in seen if k <= most) == 3*3*3                  # none lost, none doubled
     assert torch.equal(classify(n, z, P, p).predictions, classify(w, z, P, p).predictions)
 
 def test_a_device_without_room_draws_the_same_pictures(w):
@@ -291,10 +291,11 @@ def test_a_world_is_loaded_as_its_definition_says(tmp_path):
 # ---------------------------------------------------------------- memory before loading
 def test_a_study_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     import openworld_forget.study.plan as L
+    import openworld_forget.training.memory as M
     save_world(tiny_world(), tmp_path/'w')
     for f in (tmp_path/'w').rglob('*.safetensors'): f.unlink()                  # configurations suffice
     s = Study.make(name='x', world=dict(name='mine', source=str(tmp_path/'w')), concepts=['c'], methods=['db-dc'])
-    monkeypatch.setattr(L, 'FEW', 0)
+    monkeypatch.setattr(L, 'FEW', 0); monkeypatch.setattr(M, 'ways', lambda spec, m: {'lora instead of db': (spec, method('lora-dc'), None)} if m else {})
     assert memory_of(s, 1, free=2**40).startswith('Memory: customize db-dc: about ')
     with pytest.raises(ForgetError, match=r"'mine', customize db-dc: about .* GiB are free on cpu.*use a larger device"): memory_of(s, 1, free=2**20)
     monkeypatch.setattr(L, 'check_memory', lambda spec, tasks, free: free)
@@ -305,6 +306,12 @@ def test_nothing_is_counted_for_the_mini_world(monkeypatch):
     monkeypatch.setattr(L, 'check_memory', None)
     assert memory_of(Study.make(name='x', concepts=['cat-noto'])) == ''
 
+def test_the_memory_of_an_sdxl_layout_counts_both_text_encoders(tmp_path):
+    x = tiny_xl_world(); save_world(x, tmp_path)
+    need = memory(x.spec.but(source=str(tmp_path)), 'generate')
+    assert need.weights == sum(p.nbytes for n in x.networks.values() for p in (*n.parameters(), *n.buffers()))
+    assert need.activations > 0 and need.total == memory(x, 'generate').total
+
 def test_memory_counts_every_part(w):
     m = method('db-dc', recipe=dict(batch=2))
     n, unet = memory(w, m), sum(p.numel() for p in w.unet.parameters())
@@ -312,3 +319,33 @@ def test_memory_counts_every_part(w):
     assert memory(options(w, adam_8bit=True), m).optimizer == 2*unet
     assert check_memory(w, [m, 'classify'], free=n.total) == n
     with pytest.raises(ForgetError, match='free'): check_memory(w, [m], free=n.total - 1)
+
+# ---------------------------------------------------------------- benchmarks/device.py
+@pytest.fixture(scope='module')
+def device(pytestconfig):
+    import importlib.util
+    spec = importlib.util.spec_from_file_location('owf_device', pytestconfig.rootpath/'benchmarks/device.py')
+    m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m)
+    return m
+
+def test_the_calibration_fills_every_line_of_its_table(device, tmp_path, monkeypatch, capsys):
+    import openworld_forget.training.regularize as R
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path)); monkeypatch.setattr(R, 'AHEAD', R.AHEAD)
+    args = ['--random', 'tiny', '--rounds', '1', '--batch', '2', '--sampling', '1', '--steps', '1', '--device', 'cpu', '--methods', 'cd-dc']
+    assert device.main(args) == 0
+    rows = (tmp_path/'benchmarks/device-random-tiny-cpu-float32-64.csv').read_text().splitlines()
+    head = rows[0].split(','); at = {k: head.index(k) for k in ('task', 'rate', 'of peak', 'note')}
+    got = [r.split(',') for r in rows[1:]]
+    assert [r[at['task']] for r in got] == ['classify', 'generate; 1 steps', 'train cd-dc']
+    assert all(float(r[at['rate']]) > 0 and float(r[at['of peak']]) > 0 and not r[at['note']] for r in got)
+    assert '20.5 million forwards a model' in capsys.readouterr().out
+
+def test_the_calibration_leaves_out_what_does_not_fit(device, w, monkeypatch):
+    monkeypatch.setattr(device, 'free_memory', lambda d: 2**20); monkeypatch.setattr(device, 'peak_flops', lambda *a: 1.)
+    t = device.table(w, 1, methods=['cd-dc'])
+    assert t.note.str.startswith('left out: needs').all() and len(t) == 3 and 'no hours' in device.hours(t)
+
+def test_operations_are_counted_there_and_back(device, w):
+    one = device.counted(w.unet, 'denoise', 1)
+    assert 2.5*one < device.counted(w.unet, 'denoise', 1, 'db') < 3.5*one
+    assert 1.5*one < device.counted(w.unet, 'denoise', 1, 'lora') < 2.5*one
