@@ -26,7 +26,8 @@ from ..core import ForgetError, check_finite, choose, read_json, root, tensor_sh
 from .world import World, WorldSpec, check_place, spec_of
 
 # %% ../../nbs/worlds/01_load.ipynb #c0a1srcs
-WEIGHTS = {'text_encoder': 'model', 'vae': 'diffusion_pytorch_model', 'unet': 'diffusion_pytorch_model', '': 'model'}
+WEIGHTS = {'text_encoder': 'model', 'text_encoder_2': 'model', '': 'model',
+           'vae': 'diffusion_pytorch_model', 'unet': 'diffusion_pytorch_model'}
 PARTS = ('tokenizer', 'text_encoder', 'vae', 'unet', 'scheduler')
 OWN = ('mini', 'mini-clip')       # the folders of weights/ that the project ships; others there are their owners'
 SINGLE = ('.safetensors', '.ckpt', '.pt', '.pth', '.bin', '.gguf')
@@ -104,9 +105,9 @@ def _names(folder: Path, part: str) -> list[str]:
 
 def lacks_of(part: str, names: list[str], weights: bool=True) -> list[str]:
     "What a part lacks whose files have these names, with what there is instead."
-    if part == 'tokenizer':
+    if part.startswith('tokenizer'):
         if 'tokenizer.json' in names or {'vocab.json', 'merges.txt'} <= set(names): return []
-        return ['tokenizer/merges.txt' if 'vocab.json' in names else 'tokenizer/tokenizer.json']
+        return [f'{part}/merges.txt' if 'vocab.json' in names else f'{part}/tokenizer.json']
     config = 'scheduler_config.json' if part == 'scheduler' else 'config.json'
     lacks, stem = [] if config in names else [str(Path(part)/config)], WEIGHTS.get(part)
     if stem and weights and not weight_files(names, stem):
