@@ -203,7 +203,7 @@ def _square(im: Image.Image, size: int, fit: str) -> Image.Image:
 
 # %% ../../nbs/worlds/02_pictures.ipynb #c0p7loadb
 def load_image(
-    path: Path|str, size: int,
+    path: Path|str, size: int, *,
     fit: str='crop',                # its centre square; or 'pad': all of it, on white
 ) -> torch.Tensor:
     """uint8 [3, size, size] of an image file: upright, on white, in sRGB, made square as `fit` says. Grey of up to 16
