@@ -165,7 +165,7 @@ def subject_from_folder(
     word = check_class_word(class_word, str(folder), token)
     files = picture_files(folder, BESIDE)
     check_count(folder, len(files))
-    images = torch.stack([load_image(f, size, fit) for f in files])             # (n, 3, size, size)
+    images = torch.stack([load_image(f, size, fit=fit) for f in files])         # (n, 3, size, size)
     check_twins(files, images)
     # white borders would be alike
     alike = looks_alike(files, images if fit == 'crop' else torch.stack([load_image(f, 64) for f in files]))
