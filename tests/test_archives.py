@@ -68,6 +68,13 @@ def test_the_official_folder_may_be_the_benchmark_s_folder_itself_or_lie_in_anot
     (tmp_path/'moved').rename(tmp_path/'in/some name')
     assert images_in(tmp_path/'in', called(kind)).classes == m.classes
 
+def test_folders_that_are_links_are_followed_and_a_link_around_itself_is_not(data, tmp_path):
+    m = made(data, 'pets')
+    (data/'pets/images').rename(tmp_path/'elsewhere')
+    (data/'pets/images').symlink_to(tmp_path/'elsewhere')
+    (tmp_path/'elsewhere/round').symlink_to(data/'pets')
+    assert images_in(data/'pets', 'pets').classes == m.classes
+
 def test_a_part_that_is_still_packed_is_read_beside_what_is_unpacked(data):
     m = made(data, 'pets', packed=True)
     with tarfile.open(data/'pets/annotations.tar.gz') as t: t.extractall(data/'pets', filter='data')
