@@ -15,7 +15,7 @@ from openworld_forget.study.plan import files_of
 from openworld_forget.study.records import Study
 from openworld_forget.worlds.archives import command, save_subset, subset_list
 from openworld_forget.worlds.data import Benchmark
-from openworld_forget.worlds.folders import benchmark, benchmark_content, benchmark_files, check_benchmarks, images_in
+from openworld_forget.worlds.folders import benchmark, benchmark_content, benchmark_files, check_benchmarks, class_counts, images_in
 from openworld_forget.worlds.layouts import FLOWERS, LAYOUTS as OURS, TEMPLATES
 from openworld_forget.worlds.pictures import square
 
@@ -85,6 +85,11 @@ def test_the_numbers_of_the_paper_are_drawn_where_none_are_given(data):
     made(data, 'pets', per_class=16, classes=2), made(data, 'food', per_class=7, classes=2)
     assert benchmark('pets', 'test', 8).labels.bincount().tolist() == [14, 14] and benchmark('food', 'test', 8).labels.bincount().tolist() == [5, 5]
     assert {k: x.per_class for k, x in OURS.items()} == dict(cifar10=50, stl10=50, flowers=5, pets=14, objectnet=5, food=5, aircraft=5)
+
+def test_a_plan_is_told_how_many_images_of_each_class_are_drawn(data):
+    made(data, 'pets', per_class=16, classes=2)
+    assert class_counts('pets') == {'Abyssinian': 14, 'American Bulldog': 14} and set(class_counts('pets', 15).values()) == {15}
+    assert set(class_counts('pets', 99).values()) == {16}
 
 def test_a_draw_belongs_to_its_seed_and_a_longer_one_holds_the_shorter(data):
     made(data, 'food', per_class=12)

@@ -32,7 +32,7 @@ class Extent(Record):
     words: int = _many(0, 'words of the vocabulary, an even choice; 0: all', 0)
     pictures: int = _many(2, 'pictures of each word that the base draws for the scan')
     steps: int = _many(4, 'timesteps of the scan')
-    suspects: int = _many(6, 'most changed words that are looked at again')
+    suspects: int = _many(6, 'words drawn again, the most changed, and as many recognized again, of lost lead')
     controls: int = _many(6, 'words that are looked at again by chance')
     seeds: int = _many(8, 'pictures of each of these, base and adapted from the same noise', 2)
     fresh: int = _many(20, 'test images of each of these, where there are some')

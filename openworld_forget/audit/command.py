@@ -9,6 +9,7 @@ __all__ = ['READ', 'arguments', 'forwards', 'series_in', 'steps_of', 'example', 
 import argparse, sys, time
 from pathlib import Path
 from .audited import EXTENTS, Audited
+from .looks import LED, RIVALS
 from .series import epochs, strengths
 from ..core import ForgetError, content_key, outputs, project_path, read_json
 from ..metrics.judges import feature_judge, lpips_judge
@@ -69,7 +70,8 @@ def forwards(x: Audited, photos: bool=False) -> dict[str, float]:
     tested = 2.5*looked*e.fresh*16*limits.stages[0]
     alike = 2*4*2*e.seeds*k if photos or x.facts.said.get('subject') else 0     # worlds, groups, pictures
     asked = 4*words*e.pictures*e.steps
-    return dict(audit=asked + drawn + 3*looked*e.seeds*k + tested + alike,
+    led = min(LED, words)*e.pictures*(2*e.steps*(RIVALS + 1) + k/2)         # base and adapted, drawn unguided
+    return dict(audit=asked + drawn + led + 3*looked*e.seeds*k + tested + alike,
                 series=5*(4*60*e.pictures*e.steps + 16*k),
                 together=(1 + len(x.stack))*asked + drawn)
 
@@ -91,6 +93,14 @@ def series_in(file: str) -> list[str]:
     try: return [m.file for m in epochs(p)]
     except ForgetError: return []
 
+def _check_stack(a: argparse.Namespace):
+    "A `ForgetError` for what may be told of one file, and not of several together."
+    if a.strength:
+        raise ForgetError('A stack has strengths of its own: write them after the files, as in a+b:0.7')
+    if alone := [n for n in ('photos', 'token', 'class_word') if getattr(a, n)]:
+        raise ForgetError(f'--{alone[0].replace("_", "-")} belongs to one file, and this is a stack: '
+                          'audit each file by itself for what it learned.')
+
 def _stack_of(stack: list[tuple[Path, float]], given: dict, home: str, more: list[Path]) -> tuple[Audited, list[Step]]:
     "The context of a stack of files, and its step."
     whole = '+'.join(f'{p}:{s:g}' for p, s in stack)
@@ -107,8 +117,7 @@ def steps_of(file: str, a: argparse.Namespace, home: str) -> tuple[Audited, list
     if a.photos: picture_files(path(a.photos), ('class.txt',))           # a wrong folder is said now
     given = dict(base=a.base, words=path(a.words), token=a.token, class_word=a.class_word, budget=a.budget)
     more = [Path(f) for f in (given['words'],) if f]
-    if stack and a.strength:
-        raise ForgetError('A stack has strengths of its own: write them after the files, as in a+b:0.7')
+    if stack: _check_stack(a)
     if stack: return _stack_of(stack, given, home, more)
     x = Audited(path(last), **given, home=home)
     own = dict(**given, photos=path(a.photos))

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch, numpy as np, pandas as pd
 from scipy.stats import t as student
 from .audited import Audited
-from .scan import Scan, drifts, mean_interval_of
+from .scan import Scan, drifts
 from ..core import ForgetError, seed_for
 from ..metrics.fidelity import image_alignment, real_ceiling
 from ..metrics.judges import feature_judge, unit
-from ..metrics.stats import ENOUGH, holm
+from ..metrics.stats import ENOUGH, holm, mean_interval_of
 from ..metrics.uncertainty import jackknife, leave_out
 from ..worlds.data import Word
 from ..worlds.pictures import load_image, picture_files

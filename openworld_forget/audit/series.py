@@ -15,10 +15,11 @@ import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from tqdm.auto import tqdm
 from .audited import Audited
 from .leak import photos_of, token_and_class
-from .scan import base_pictures, drifts, mean_interval_of, scan, with_ends
+from .scan import base_pictures, drifts, scan
 from ..core import ForgetError, atomic, project_path, seed_for
 from ..metrics.fidelity import image_alignment
 from ..metrics.judges import feature_judge
+from ..metrics.stats import mean_interval_of, with_ends
 from ..metrics.uncertainty import Estimate, average, jackknife, leave_out
 from ..show import FLOOR, INK
 from ..study.records import Study, run_folder

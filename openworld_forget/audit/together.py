@@ -9,8 +9,9 @@ __all__ = ['Stack', 'stacked', 'stack_table', 'said_of_stack', 'stack_figure', '
 from dataclasses import dataclass
 import torch, numpy as np, pandas as pd, matplotlib.pyplot as plt
 from .audited import Audited, name_of
-from .scan import base_pictures, mean_interval_of, scan, with_ends, word_table
+from .scan import base_pictures, scan, word_table
 from ..core import ForgetError, atomic, seed_for
+from ..metrics.stats import mean_interval_of, with_ends
 from ..show import FLOOR, INK, wall
 from ..training.checkpoints import load_adapted
 from ..training.together import load_together

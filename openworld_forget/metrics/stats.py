@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENOUGH', 'ONE_CLASS', 'PRIOR_DF', 'as_array', 'checked', 'wilson', 'clusters', 'satterthwaite', 'Spread', 'spread',
-           'like_these', 'mean_interval', 'by_subject', 'speaks_for', 'resample_weights', 'sign_test', 'holm']
+           'like_these', 'mean_interval', 'by_subject', 'speaks_for', 'mean_interval_of', 'with_ends',
+           'resample_weights', 'sign_test', 'holm']
 
 # %% ../../nbs/metrics/00_stats.ipynb #c003
 import math
@@ -178,6 +179,19 @@ def speaks_for(subjects) -> str:
     k, runs = len(set(subjects)), len(subjects)
     if k == 1: return 'this subject' if runs < ENOUGH else 'trainings like these of this subject'
     return f'these {k} subjects' if k < ENOUGH else 'subjects like these'
+
+# %% ../../nbs/metrics/00_stats.ipynb #mv18
+def mean_interval_of(x) -> tuple[float, float]:
+    "95 % t interval of the mean of units [k]; NaN with fewer than five."
+    x = np.asarray(x, float)
+    if len(x) < ENOUGH: return np.nan, np.nan
+    h = student.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5
+    return float(x.mean() - h), float(x.mean() + h)
+
+def with_ends(value: float, low: float, high: float, digits: int=2) -> str:
+    "A number and its interval as text, '0.63 [0.62, 0.64]'; the number alone where there is no interval."
+    f = lambda x: f'{x:.{digits}f}'
+    return f(value) + (f' [{f(low)}, {f(high)}]' if np.isfinite(low) else '')
 
 # %% ../../nbs/metrics/00_stats.ipynb #c018b
 def resample_weights(

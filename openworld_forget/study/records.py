@@ -9,6 +9,7 @@ __all__ = ['BUDGETS', 'PART', 'READS', 'Budget', 'described', 'run_folder', 'Stu
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 from fastcore.basics import patch
 from pydantic import Field, field_validator, model_validator
 from ..core import ForgetError, Record, choose
@@ -33,8 +34,9 @@ class Budget(Record):
     # the classifier: which images, and when a class is ruled out
     benchmarks: int = _count(7, 1000, 'how many of the benchmarks')
     splits: list[str] = Field(['known', 'heldout'], min_length=1, description='which splits of them')
-    per_class: int|None = _count(
-        3, 100_000, 'test images per class and split; of each benchmark as many as in the paper when None')
+    per_class: int|None = _count(3, 100_000, 'test images per class and split; the data\'s usual number when null')
+    procedure: Literal['paired', 'published'] = Field('paired', description='how classes are ruled out: `paired`, by `stages` '
+                                                      'and `z`, or `published`, as Li et al. (2023) did on this benchmark')
     stages: list[int] = Field(
         [2, 3, 4, 6, 9, 12, 18, 24], description="timesteps after each stage of the classifier's paired test")
     z: float = Field(1., gt=0, le=100, description='standard errors behind the best that rule a class out')
@@ -104,9 +106,9 @@ def run_folder(home: Path, concept: str, method: str, seed: int=0) -> Path:
 PART = '(part)'     # the budget of a study that was cut down to what one step reads
 
 READS = dict(       # template of a step -> the fields of the budget that it reads
-    base=['benchmarks', 'splits', 'per_class', 'stages', 'z', 'prompts', 'colors', 'per_prompt', 'sampling_steps'],
+    base=['benchmarks', 'splits', 'per_class', 'procedure', 'stages', 'z', 'prompts', 'colors', 'per_prompt', 'sampling_steps'],
     customize=['sampling_steps'],
-    semantic=['benchmarks', 'splits', 'per_class', 'stages', 'z', 'suspects', 'fresh'],
+    semantic=['benchmarks', 'splits', 'per_class', 'procedure', 'stages', 'z', 'suspects', 'fresh'],
     appearance=['prompts', 'colors', 'per_prompt', 'sampling_steps'],
     fidelity=['per_template', 'sampling_steps'],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch, numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import ForgetError, alone, cached, choose, content_key, outputs, project_path, seed_for
-from ..metrics.classify import Scores, Stages, classify, load_scores, save_scores
+from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, load_scores, save_scores
 from ..source import PACKAGE, source_key
 from .files import made_by, read_study, study_reports
 from .records import BUDGETS, READS, Study, run_folder
@@ -154,12 +154,23 @@ def where(self:Run) -> str:
 
 # %% ../../nbs/study/07_run.ipynb #c016e1
 @patch(as_prop=True)
-def stages(self:Run) -> Stages: return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
+def stages(self:Run) -> Stages:
+    "Of the paired test; `protocol` says what a benchmark is classified by."
+    return Stages(steps=tuple(self.limits.stages), keep='confident', z=self.limits.z)
 
 @patch
-def noise_plan(self:Run, floor: bool=False):
-    "The noise of the classifier: one plan for all worlds, another for the floor."
-    return self.stages.plan(int(floor))
+def protocol(self:Run, name: str) -> Protocol:
+    "Stages and loss for a benchmark: the budget's, or the published ones."
+    if self.limits.procedure == 'paired': return Protocol(stages=self.stages, loss='l2')
+    if name not in PUBLISHED:
+        raise ForgetError(f'No procedure was published for the benchmark {name!r}, only for {", ".join(PUBLISHED)}. '
+                          f'Write `procedure: paired`.')
+    return PUBLISHED[name]
+
+@patch
+def noise_plan(self:Run, name: str, floor: bool=False):
+    "The noise of the classifier on a benchmark: one plan for all worlds, another for the floor."
+    return self.protocol(name).stages.plan(int(floor))
 
 @patch
 def benchmarks(self:Run) -> list[tuple[str, str]]:
@@ -178,8 +189,8 @@ def benchmark(self:Run, name: str, split: str) -> Benchmark:
 def fresh(self:Run, name: str, split: str) -> Benchmark:
     "Up to `limits.fresh` more images of every class: none of those in `benchmark`."
     first = self.benchmark(name, split)
-    each = self.limits.per_class or int(first.labels.bincount().max())
-    b = self.data.benchmark(name, split, self.world.resolution, each + self.limits.fresh)
+    usual = self.limits.per_class or int(first.labels.bincount().max())
+    b = self.data.benchmark(name, split, self.world.resolution, usual + self.limits.fresh)
     seen = {x.numpy().tobytes() for x in first.images}
     new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
     return b.take(new)
@@ -195,13 +206,14 @@ def _made(name: str) -> str:
 @patch
 def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
     "What a world answers on a benchmark under the study's noise plan, or the floor's; kept in `shared()`."
-    plan = self.noise_plan(floor)
-    key = content_key(world.key, world.tokens(b.prompts), b.key, plan, self.stages, _made('scores'))
+    plan, how = self.noise_plan(b.name, floor), self.protocol(b.name)
+    key = content_key(world.key, world.tokens(b.prompts), b.key, plan, how, _made('scores'))
     f = self.cache/f'scores-{key}.safetensors'
     if not f.exists():
         with alone(f):
             if not f.exists():                              # another process may have asked meanwhile
-                s = classify(world, self.world.encode(b.images.float()/255), b.prompts, plan, self.stages, desc=desc)
+                z = self.world.encode(b.images)
+                s = classify(world, z, b.prompts, plan, how.stages, loss=how.loss, desc=desc)
                 save_scores(f, s, plan=plan, world=world.key, benchmark=b.key)
     return load_scores(f)[0]
 
@@ -210,14 +222,15 @@ def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify
 def look(self:Run, world, fresh: Benchmark, c: int, floor: bool=False) -> np.ndarray:
     """Was the answer right, bool [n], for the fresh images of class `c`? With noise of its own for every image, which
     the first look has not seen. Kept in `shared()`."""
-    plan, at = self.stages.plan(2 + int(floor), per_image=True), fresh.labels == c
+    how, at = self.protocol(fresh.name), fresh.labels == c
+    plan = how.stages.plan(2 + int(floor), per_image=True)
     keys = [f'{fresh.classes[c]} {i}' for i in range(int(at.sum()))]
     def answers():
-        z = self.world.encode(fresh.images[at].float()/255)
-        s = classify(world, z, fresh.prompts, plan, self.stages, images=keys, desc=f'{fresh.classes[c]}, fresh')
+        z, said = self.world.encode(fresh.images[at]), f'{fresh.classes[c]}, fresh'
+        s = classify(world, z, fresh.prompts, plan, how.stages, loss=how.loss, images=keys, desc=said)
         return {'right': s.predictions == c}
     if not keys: return np.zeros(0, bool)                       # a small data set may have no images left
-    key = content_key(world.key, world.tokens(fresh.prompts), fresh.key, c, plan, self.stages, _made('look'))
+    key = content_key(world.key, world.tokens(fresh.prompts), fresh.key, c, plan, how, _made('look'))
     return cached(self.cache/f'look-{key}.safetensors', answers)['right'].numpy()
 
 # %% ../../nbs/study/07_run.ipynb #c016f1

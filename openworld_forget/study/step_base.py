@@ -25,7 +25,7 @@ def base_scores(run: Run, name: str, split: str) -> tuple[Benchmark, dict, list[
         s = run.scores(run.world, b, floor, f'{name} {split}')
         predictions[floor] = s.predictions.numpy()
         files.append(f'scores-{name}-{split}{"-floor" if floor else ""}.safetensors')
-        save_scores(run.folder/files[-1], s, plan=run.noise_plan(floor), world=run.world.key, benchmark=b.key)
+        save_scores(run.folder/files[-1], s, plan=run.noise_plan(name, floor), world=run.world.key, benchmark=b.key)
     return b, predictions, files
 
 # %% ../../nbs/study/08_step_base.ipynb #c005

@@ -34,8 +34,9 @@ class Part:
 # %% ../../nbs/study/09_step_semantic.ipynb #c006
 def classified(run: Run) -> tuple[list[Part], list[str]]:
     "The run's answers beside the base's; the scores are written to the run's folder. (parts, files)"
-    parts, files, plan, steps = [], [], run.noise_plan(), run.stages.steps[0]
+    parts, files = [], []
     for name, split in run.benchmarks():
+        plan, steps = run.noise_plan(name), run.protocol(name).stages.steps[0]
         b = run.benchmark(name, split)
         s = run.scores(run.adapted, b, desc=f'{name} {split}')
         files.append(f'scores-{name}-{split}.safetensors')
