@@ -374,21 +374,21 @@ def test_the_base_step_writes_the_list_beside_its_scores(data, tmp_path):
     from openworld_forget.worlds.tiny import tiny_world
     made(data, 'pets', packed=True)
     world, stages = tiny_world(), Stages(steps=(2, 3), keep='confident', z=1.)
-    def noise(floor=False): return stages.plan(int(floor))
-    def scores(world, b, floor=False, desc=''): return classify(world, world.encode(b.images.float()/255), b.prompts, noise(floor), stages)
+    def noise(name='', floor=False): return stages.plan(int(floor))
+    def scores(world, b, floor=False, desc=''): return classify(world, world.encode(b.images.float()/255), b.prompts, noise(floor=floor), stages)
     run = SimpleNamespace(world=world, folder=tmp_path/'base', benchmark=lambda n, s: benchmark(n, s, 64, 1), noise_plan=noise, scores=scores)
     b, _, files = base_scores(run, 'pets', 'test')
     assert sorted(files) == sorted(p.name for p in run.folder.iterdir()) and 'subset-pets-test-0.csv' in files
     assert pd.read_csv(run.folder/'subset-pets-test-0.csv').image.tolist() == b.names
 
-def test_a_plan_looks_at_a_benchmark_once_for_all_its_steps(data, tmp_path, monkeypatch):
+def test_a_plan_does_not_look_at_a_benchmark_again_for_every_run(data, tmp_path, monkeypatch):
     from openworld_forget.study.plan import plan
     from openworld_forget.worlds import folders
     made(data, 'food', per_class=3)
     looks, look = [], folders.images_of
     monkeypatch.setattr(folders, 'images_of', lambda name: looks.append(name) or look(name))
     plan(Study.make(name='s', world='sd15', concepts=['mug', 'cup'], methods=['db', 'lora']), tmp_path/'out')
-    assert looks == ['food']*2                                                          # for the base, and with fresh images for the others
+    assert looks == ['food']*3                          # for the estimate, for the base, and with fresh images for the others
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_command_says_what_an_archive_holds_and_where_it_belongs(data, tmp_path, capsys, kind):
