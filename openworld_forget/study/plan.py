@@ -96,13 +96,13 @@ def classification(study: Study) -> tuple[float, float, int]:
     """(forwards of one world on all benchmarks of a study, of one image on average, images), from what the data say about
     their classes; sixteen classes where they do not say."""
     b, data = study.limits, provider(spec_of(study.world))
-    count = getattr(data, 'class_counts', lambda name: ([10**6]*16, 5))
+    count = getattr(data, 'class_counts', lambda name, per_class: {})
     ours = Protocol(stages=Stages(steps=tuple(b.stages), keep='confident', z=b.z), loss='l2')
     splits = max(1, len([s for s in data.splits() if s in b.splits]))
     total, images = 0., 0
     for name in data.benchmarks()[:b.benchmarks]:
-        have, usual = count(name)
-        n = splits*sum(min(k, b.per_class or usual) for k in have)
+        have = count(name, b.per_class) or {str(i): b.per_class or 5 for i in range(16)}
+        n = splits*sum(min(k, b.per_class or k) for k in have.values())
         total += n*per_image(ours if b.procedure == 'paired' else PUBLISHED.get(name, ours), len(have))
         images += n
     return total, total/max(images, 1), images

@@ -273,10 +273,10 @@ class MoreData(DataSource, Protocol):
     def benchmark_content(self, name: str, per_class: int|None=None, more: int=0) -> str|Path:
         """What decides the images of a benchmark, and `more` of every class: a key of them, or the folder or file that
         does. Without it, that is the folder of its name in `$OWF_DATA/benchmarks`."""
+    def class_counts(self, name: str, per_class: int|None=None) -> dict[str, int]:
+        "Class -> how many images of it `benchmark` gives; for an estimate, without decoding them."
     def vocabulary(self) -> list[Word]:
         "The words that the world knows: what an audit asks about."
-    def class_counts(self, name: str) -> tuple[list[int], int]:
-        "(test images of each class, how many of a class are usual) of a benchmark, for plans."
 
 # %% ../../nbs/worlds/03_data.ipynb #c020e
 def missing_members(data) -> list[str]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAME', 'STRUCTURE', 'PARTS', 'NEVER', 'NO_CLASS', 'COUNTED', 'TOOLS', 'SCENES', 'data_root', 'listed_subjects',
            'subjects', 'benchmarks', 'rename_hint', 'images_in', 'images_of', 'benchmark_files', 'check_per_class',
-           'usual_number', 'class_counts', 'prompt_template', 'benchmark', 'benchmark_content', 'class_word_of',
+           'usual_number', 'prompt_template', 'benchmark', 'benchmark_content', 'class_counts', 'class_word_of',
            'own_templates', 'subject', 'subject_templates', 'subject_files', 'files_of_subject', 'splits',
            'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions', 'captions_without',
            'check_benchmarks', 'check_subject', 'check_data']
@@ -231,11 +231,6 @@ def usual_number(t: TestImages) -> int:
     "Of a class, as many test images as in the paper; 5 where it says nothing."
     return t.layout.per_class if t.layout else PER_CLASS.get(t.name.lower(), 5)
 
-def class_counts(name: str) -> tuple[list[int], int]:
-    "(test images of each class, how many of a class are usual) of a benchmark: what a plan counts with."
-    t = images_of(name)
-    return np.bincount(t.labels, minlength=len(t.classes)).tolist(), usual_number(t)
-
 def prompt_template(t: TestImages) -> str:
     "The template of a benchmark's prompts."
     return t.layout.template if t.layout else TEMPLATES.get(t.name.lower(), 'a photo of a {}.')
@@ -258,6 +253,13 @@ def benchmark_content(name: str, per_class: int|None=None, more: int=0, seed: in
     layout a key of these images alone (the same unpacked and packed), of one folder per class the folder."""
     t = images_of(name)
     return t.content(_drawn(t, per_class, more, seed)) if t.layout else t.place
+
+# %% ../../nbs/worlds/04_folders.ipynb #c0s2benci2
+def class_counts(name: str, per_class: int|None=None) -> dict[str, int]:
+    "Class -> how many images of it `benchmark` gives; no picture is decoded."
+    t = images_of(name)
+    drawn = t.labels[_drawn(t, per_class, 0, 0)]
+    return {c: int((drawn == k).sum()) for k, c in enumerate(t.classes)}
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s2bencj
 def _subject(name: str) -> Listed:
