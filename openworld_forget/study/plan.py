@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'FLIPS', 'drawn', 'files_of', 'plan', 'per_image', 'classification', 'forwards', 'memory_of', 'detectable',
-           'bill']
+           'disk_of', 'bill']
 
 # %% ../../nbs/study/03_plan.ipynb #c003
 import json
@@ -19,7 +19,7 @@ from .records import READS, Study, run_folder
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
-from ..training.memory import check_memory, gib
+from ..training.memory import check_memory, gib, memory, networks
 from ..worlds.folders import data_root, files_of_subject
 from ..worlds.load import default_device, hub_folder, local_path, own_files
 from ..worlds.world import provider, spec_of
@@ -149,6 +149,18 @@ def detectable(n: int, flips: float=FLIPS) -> float:
     "The drop in points that a study of `n` images would see in four of five repetitions, at 5 % on both sides."
     return 100*(norm.ppf(.975) + norm.ppf(.8))*(flips/max(n, 1))**.5
 
+def disk_of(study: Study) -> str:
+    "A line on what the results will take, from the configurations; '' where these are not on this machine."
+    spec, b = study.spec, study.limits
+    nets = networks(spec)
+    if not nets: return ''
+    side = nets['unet'].config.sample_size*2**(len(nets['vae'].config.block_out_channels) - 1)
+    runs = len(study.concepts)*len(study.seeds)
+    adapters = runs*sum(memory(spec, study.method(m)).gradients for m in study.methods)        # 4 bytes a number
+    drawn = (b.prompts + b.colors + len(study.prompts))*b.per_prompt                # of one world; of a subject besides:
+    pictures = 3*side**2*((2 + runs*len(study.methods))*drawn + runs*(20*b.per_template*(1 + len(study.methods)) + b.images))
+    return f'About {gib(adapters + pictures)} GiB of results: weights {gib(adapters)}, pictures {gib(pictures)}.'
+
 def bill(study: Study, steps: list[Step], rate: float|None=None) -> str:
     "What a study is and costs, in lines: runs, forwards, hours (`rate`: forwards a second of one device), what it sees."
     todo = [s for s in steps if not s.done]
@@ -158,10 +170,11 @@ def bill(study: Study, steps: list[Step], rate: float|None=None) -> str:
     k = max(1, len(provider(spec_of(study.world)).benchmarks()[:study.limits.benchmarks]))
     hours = (f'{left/rate/3600:.3g} hours of one device that does {rate:g} a second' if rate else
              'how many hours says `--rate`, the forwards a second that benchmarks/device.py measures')
-    return '\n'.join([
+    return '\n'.join(filter(None, [
         f'{runs} runs: {len(study.concepts)} subjects, {len(study.methods)} methods, {len(study.seeds)} seeds, '
         f'{len(study.checkpoints)} checkpoints. {len(steps)} steps, {len(todo)} to do.',
         f'About {every/1e6:.3g} million denoiser forwards, {left/1e6:.3g} million to do: {hours}.',
         f'{images} test images of {k} benchmarks: a mean drop of {detectable(images):.1f} points would be seen in four of '
         f'five such studies, of {detectable(images//k):.1f} on one benchmark, if {100*FLIPS:.0f} % of the answers flip.',
-    ])
+        disk_of(study),
+    ]))
