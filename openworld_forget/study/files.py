@@ -299,23 +299,24 @@ def _check_reports(s: Study):
         raise ForgetError('The report measures compares methods: it needs concepts.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2c
-def _tokenizer(spec: WorldSpec):
-    "The tokenizer of a world whose folder is here; None if it must be loaded from elsewhere, or cannot be."
-    try: return CLIPTokenizer.from_pretrained(f) if (f := local_path(spec.source)/'tokenizer').is_dir() else None
+def _tokenizer(spec: WorldSpec, part: str='tokenizer'):
+    "A tokenizer of a world whose folder is here; None if it must be loaded from elsewhere, or cannot be."
+    try: return CLIPTokenizer.from_pretrained(f) if (f := local_path(spec.source)/part).is_dir() else None
     except Exception: return None                       # loading the world tells why
 
-def _context(spec: WorldSpec, tok: CLIPTokenizer) -> int:
+def _context(spec: WorldSpec, tok: CLIPTokenizer, part: str='text_encoder') -> int:
     "How many tokens a world whose folder is here reads (`World.context` of one that is loaded)."
-    f = local_path(spec.source)/'text_encoder/config.json'
+    f = local_path(spec.source)/part/'config.json'
     most = read_json(f).get('max_position_embeddings', 77) if f.is_file() else 77
     return min(tok.model_max_length, most) if isinstance(most, int) else tok.model_max_length
 
 def _check_prompts(s: Study, spec: WorldSpec):
-    tok = _tokenizer(spec) if s.prompts else None
-    most = _context(spec, tok) if tok else 0
-    for p in s.prompts if tok else ():
-        k = len(tok(p).input_ids)
-        if k > most:
+    "Every prompt of the file fits into every text encoder of a world whose folder is here."
+    for end in ('', '_2') if s.prompts else ():
+        if not (tok := _tokenizer(spec, f'tokenizer{end}')): continue
+        most = _context(spec, tok, f'text_encoder{end}')
+        for p in s.prompts:
+            if (k := len(tok(p).input_ids)) <= most: continue
             raise ForgetError(
                 f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {most}, begin and end included. '
                 'Make it shorter.')

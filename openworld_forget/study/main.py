@@ -14,7 +14,7 @@ from ..source import PACKAGE
 from .engine import Clock, STARTUP, estimate, execute, threads_of, trial
 from .files import at_least_one, read_study, ready
 from .pages import page, report
-from .plan import plan
+from .plan import memory_of, plan
 from .processes import stoppable
 from .records import BUDGETS, Study
 from .results import check_room, shared
@@ -66,15 +66,16 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     clock for the estimate."""
     check_room(home)
     check_room(shared())
+    needs = memory_of(study, workers)
     start = time.monotonic()
     judges = importlib.import_module(f'{PACKAGE}.metrics.judges')
     judges.check_judges(spec_of(study.world))                   # before gigabytes are read
-    w = load_world(study.world)
+    w = load_world(study.spec)
     startup += time.monotonic() - start                         # each step loads it, too
     ready(study, w)
     threads = threads_of(workers)
     rate, alone = trial(w, threads)
-    return Clock(rate, startup, alone, f'{w.device}, {threads} threads', home.parent/'times.json')
+    return Clock(rate, startup, alone, f'{w.device}, {threads} threads', home.parent/'times.json', needs)
 
 # %% ../../nbs/study/17_main.ipynb #c064main00d
 def run_study(a, startup: float=STARTUP) -> int:

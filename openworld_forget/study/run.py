@@ -7,7 +7,7 @@ __all__ = ['Answers', 'Run']
 
 # %% ../../nbs/study/07_run.ipynb #c003
 import json, re, shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch, numpy as np, pandas as pd
@@ -23,7 +23,7 @@ from ..training.methods import Method
 from ..worlds.data import Benchmark, subject_for, templates_for
 from ..worlds.generate import generate
 from ..worlds.load import load_world, local_path
-from ..worlds.world import provider, spec_of
+from ..worlds.world import provider
 
 # %% ../../nbs/study/07_run.ipynb #c016
 @dataclass
@@ -79,7 +79,7 @@ class Run:
         self.home = project_path(home) if home else scratch
         self.given = dict(
             study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
-        self.limits, self.spec = self.study.limits, spec_of(self.study.world)
+        self.limits, self.spec = self.study.limits, self.study.spec
         self.data = provider(self.spec)
         if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
             raise ForgetError(
@@ -193,7 +193,7 @@ def fresh(self:Run, name: str, split: str) -> Benchmark:
     b = self.data.benchmark(name, split, self.world.resolution, usual + self.limits.fresh)
     seen = {x.numpy().tobytes() for x in first.images}
     new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
-    return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+    return b.take(new)
 
 # %% ../../nbs/study/07_run.ipynb #c016e4
 def _made(name: str) -> str:

@@ -9,7 +9,7 @@ __all__ = ['QUOTES', 'DETERMINERS', 'EXAMPLE', 'LIKE_CLASS', 'BESIDE', 'Subject'
 
 # %% ../../nbs/worlds/03_data.ipynb #c003
 import inspect, re, unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 import torch, numpy as np
@@ -185,11 +185,14 @@ class Benchmark:
     labels: torch.Tensor
     groups: torch.Tensor
     template: str = 'a photo of a {}.'
+    names: list[str]|None = None        # of images that are read, where they come from, and hashes of their content:
+    hashes: list[str]|None = None       # told beside the results, no part of the key
 
     def __post_init__(self):
         what, n, c = f'Benchmark {self.name}', len(self.images), len(self.classes)
         _check_bytes(self.images, what)
-        if len(self.labels) != n or len(self.groups) != n:
+        told = [len(x) for x in (self.names, self.hashes) if x is not None]
+        if len(self.labels) != n or len(self.groups) != n or set(told) - {n}:
             raise ForgetError(f'{what}: {n} images, {len(self.labels)} labels, {len(self.groups)} groups. '
                               f'Give one of each per image.')
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < c:
@@ -201,6 +204,13 @@ class Benchmark:
     def key(self) -> str:
         return content_key(self.name, self.split, self.classes, self.images, self.labels, self.groups, self.template)
     def __len__(self): return len(self.labels)
+
+    def take(self, which: torch.Tensor) -> 'Benchmark':
+        "Some of the images, by their numbers or by a mask [n]."
+        which = torch.arange(len(self))[which]
+        some = lambda x: None if x is None else [x[i] for i in which]
+        return replace(self, images=self.images[which], labels=self.labels[which], groups=self.groups[which],
+                       names=some(self.names), hashes=some(self.hashes))
 
 # %% ../../nbs/worlds/03_data.ipynb #c012b
 def take_balanced(labels: torch.Tensor, per_class: int, seed: int=0) -> torch.Tensor:
@@ -260,6 +270,9 @@ class MoreData(DataSource, Protocol):
         "A `ForgetError` unless this subject can be used; cheaper than `subject`, where that draws."
     def check_benchmarks(self, names: list[str]):
         "A `ForgetError` unless these benchmarks can be read, as far as can be told without decoding pictures."
+    def benchmark_content(self, name: str, per_class: int|None=None, more: int=0) -> str|Path:
+        """What decides the images of a benchmark, and `more` of every class: a key of them, or the folder or file that
+        does. Without it, that is the folder of its name in `$OWF_DATA/benchmarks`."""
     def vocabulary(self) -> list[Word]:
         "The words that the world knows: what an audit asks about."
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'FORMATS', 'CONVERT', 'FRAMES', 'UNPACK', 'PAGE', 'LFS', 'MAGIC', 'HEIF', 'WANT_8', 'DAMAGE', 'FITS',
            'SUFFIXES', 'UNREAD', 'SIDE', 'SIDE_NAMES', 'SYSTEM', 'MAPS', 'BELONGS', 'ALIKE', 'what_it_is', 'say',
-           'load_image', 'listing', 'named_image', 'sorted_out', 'say_beside', 'picture_files', 'load_images',
-           'fingerprints', 'lookalikes']
+           'read_image', 'square', 'load_image', 'listing', 'named_image', 'sorted_out', 'say_beside', 'picture_files',
+           'load_images', 'fingerprints', 'lookalikes']
 
 # %% ../../nbs/worlds/02_pictures.ipynb #c003
 import io, os, re, struct, warnings, zlib
@@ -202,17 +202,11 @@ def _square(im: Image.Image, size: int, fit: str) -> Image.Image:
     return white
 
 # %% ../../nbs/worlds/02_pictures.ipynb #c0p7loadb
-def load_image(
-    path: Path|str, size: int, *,
-    fit: str='crop',                # its centre square; or 'pad': all of it, on white
-) -> torch.Tensor:
-    """uint8 [3, size, size] of an image file: upright, on white, in sRGB, made square as `fit` says. Grey of up to 16
-    bits is scaled; numbers whose white is not known, and everything that is no complete image, are a `ForgetError` that
-    names the file, the reason and the remedy."""
+def read_image(path: Path|str) -> Image.Image:
+    """An image file as RGB in sRGB: upright, on white. Grey of up to 16 bits is scaled; numbers whose white is not
+    known, and everything that is no complete image, are a `ForgetError` that names the file, the reason and the
+    remedy."""
     path = Path(path)
-    choose(fit, FITS, 'way to make a picture square')
-    if isinstance(size, bool) or not isinstance(size, int|np.integer) or not 1 <= size <= 8192:
-        raise ForgetError(f'A picture of {size!r} pixels a side: give one whole number from 1 to 8192.')
     if path.is_symlink() and not path.exists():
         raise ForgetError(f'{path} is a link to {os.readlink(path)}, which does not exist. Restore or remove it.')
     if not path.is_file(): raise ForgetError(f'{path} does not exist or is not a file.')
@@ -221,13 +215,34 @@ def load_image(
         with warnings.catch_warnings():
             # remarks on metadata; what touches pixels is checked here
             warnings.simplefilter('ignore')
-            with Image.open(path, formats=FORMATS) as im: im = _on_white(_decode(im, path), path)
+            with Image.open(path, formats=FORMATS) as im: return _on_white(_decode(im, path), path)
     except ForgetError: raise
     except Image.DecompressionBombError:
         raise ForgetError(f'{path} has too many pixels; at most {MAX_PIXELS/1e6:.0f} million are read. '
                           f'Make it smaller.') from None
     except DAMAGE as e: raise ForgetError(_why(path, e)) from None
+
+# %% ../../nbs/worlds/02_pictures.ipynb #c0p7loadc
+def square(im: Image.Image, size: int, fit: str='crop') -> torch.Tensor:
+    "uint8 [3, size, size] of an RGB picture, made square as `fit` says, resized with an antialiasing filter."
     return torch.from_numpy(np.array(_square(im, size, fit))).permute(2, 0, 1).contiguous()
+
+def load_image(
+    path: Path|str, size: int,
+    fit: str='crop',                                    # its centre square; or 'pad': all of it, on white
+    trim: tuple[int, int, int, int]=(0, 0, 0, 0),       # pixels cut off at the left, top, right and bottom, first
+) -> torch.Tensor:                                      # uint8 [3, size, size]
+    "An image file (see `read_image`) as a square."
+    choose(fit, FITS, 'way to make a picture square')
+    if isinstance(size, bool) or not isinstance(size, int|np.integer) or not 1 <= size <= 8192:
+        raise ForgetError(f'A picture of {size!r} pixels a side: give one whole number from 1 to 8192.')
+    im = read_image(path)
+    if not any(trim): return square(im, size, fit)
+    box = trim[0], trim[1], im.width - trim[2], im.height - trim[3]
+    if min(box[2] - box[0], box[3] - box[1]) < 8:
+        raise ForgetError(f'{path} has {im.width} x {im.height} pixels, of which its frame leaves too few. '
+                          f'Replace or remove it.')
+    return square(im.crop(box), size, fit)
 
 # %% ../../nbs/worlds/02_pictures.ipynb #c0q1fold
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif'}
