@@ -15,7 +15,7 @@ from openworld_forget.study.plan import files_of
 from openworld_forget.study.records import Study
 from openworld_forget.worlds.archives import command, save_subset, subset_list
 from openworld_forget.worlds.data import Benchmark
-from openworld_forget.worlds.folders import benchmark, benchmark_content, benchmark_files, check_benchmarks, images_in
+from openworld_forget.worlds.folders import benchmark, benchmark_content, benchmark_files, check_benchmarks, class_counts, images_in
 from openworld_forget.worlds.layouts import FLOWERS, LAYOUTS as OURS, TEMPLATES
 from openworld_forget.worlds.pictures import square
 
@@ -68,6 +68,13 @@ def test_the_official_folder_may_be_the_benchmark_s_folder_itself_or_lie_in_anot
     (tmp_path/'moved').rename(tmp_path/'in/some name')
     assert images_in(tmp_path/'in', called(kind)).classes == m.classes
 
+def test_folders_that_are_links_are_followed_and_a_link_around_itself_is_not(data, tmp_path):
+    m = made(data, 'pets')
+    (data/'pets/images').rename(tmp_path/'elsewhere')
+    (data/'pets/images').symlink_to(tmp_path/'elsewhere')
+    (tmp_path/'elsewhere/round').symlink_to(data/'pets')
+    assert images_in(data/'pets', 'pets').classes == m.classes
+
 def test_a_part_that_is_still_packed_is_read_beside_what_is_unpacked(data):
     m = made(data, 'pets', packed=True)
     with tarfile.open(data/'pets/annotations.tar.gz') as t: t.extractall(data/'pets', filter='data')
@@ -78,6 +85,11 @@ def test_the_numbers_of_the_paper_are_drawn_where_none_are_given(data):
     made(data, 'pets', per_class=16, classes=2), made(data, 'food', per_class=7, classes=2)
     assert benchmark('pets', 'test', 8).labels.bincount().tolist() == [14, 14] and benchmark('food', 'test', 8).labels.bincount().tolist() == [5, 5]
     assert {k: x.per_class for k, x in OURS.items()} == dict(cifar10=50, stl10=50, flowers=5, pets=14, objectnet=5, food=5, aircraft=5)
+
+def test_a_plan_is_told_how_many_images_of_each_class_are_drawn(data):
+    made(data, 'pets', per_class=16, classes=2)
+    assert class_counts('pets') == {'Abyssinian': 14, 'American Bulldog': 14} and set(class_counts('pets', 15).values()) == {15}
+    assert set(class_counts('pets', 99).values()) == {16}
 
 def test_a_draw_belongs_to_its_seed_and_a_longer_one_holds_the_shorter(data):
     made(data, 'food', per_class=12)
@@ -362,21 +374,21 @@ def test_the_base_step_writes_the_list_beside_its_scores(data, tmp_path):
     from openworld_forget.worlds.tiny import tiny_world
     made(data, 'pets', packed=True)
     world, stages = tiny_world(), Stages(steps=(2, 3), keep='confident', z=1.)
-    def noise(floor=False): return stages.plan(int(floor))
-    def scores(world, b, floor=False, desc=''): return classify(world, world.encode(b.images.float()/255), b.prompts, noise(floor), stages)
+    def noise(name='', floor=False): return stages.plan(int(floor))
+    def scores(world, b, floor=False, desc=''): return classify(world, world.encode(b.images.float()/255), b.prompts, noise(floor=floor), stages)
     run = SimpleNamespace(world=world, folder=tmp_path/'base', benchmark=lambda n, s: benchmark(n, s, 64, 1), noise_plan=noise, scores=scores)
     b, _, files = base_scores(run, 'pets', 'test')
     assert sorted(files) == sorted(p.name for p in run.folder.iterdir()) and 'subset-pets-test-0.csv' in files
     assert pd.read_csv(run.folder/'subset-pets-test-0.csv').image.tolist() == b.names
 
-def test_a_plan_looks_at_a_benchmark_once_for_all_its_steps(data, tmp_path, monkeypatch):
+def test_a_plan_does_not_look_at_a_benchmark_again_for_every_run(data, tmp_path, monkeypatch):
     from openworld_forget.study.plan import plan
     from openworld_forget.worlds import folders
     made(data, 'food', per_class=3)
     looks, look = [], folders.images_of
     monkeypatch.setattr(folders, 'images_of', lambda name: looks.append(name) or look(name))
     plan(Study.make(name='s', world='sd15', concepts=['mug', 'cup'], methods=['db', 'lora']), tmp_path/'out')
-    assert looks == ['food']*2                                                          # for the base, and with fresh images for the others
+    assert looks == ['food']*3                          # for the estimate, for the base, and with fresh images for the others
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_command_says_what_an_archive_holds_and_where_it_belongs(data, tmp_path, capsys, kind):

@@ -232,6 +232,36 @@ def test_a_vae_with_attention_in_one_file(tmp_path):
     assert any(v.ndim == 4 and '.attn_1.q.' in k for k, v in load_file(f).items())
     assert same(load_world(mine(f, configs=str(tmp_path/'base')), 'cpu'), w)
 
+def true_depth(two):
+    "The blocks, layers and switches of Stable Diffusion 1.5 or 2.1, each layer narrow."
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+    from openworld_forget.worlds.load import made_ready
+    w = tiny_world('v_prediction' if two else 'epsilon')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        unet = UNet2DConditionModel(
+            8, block_out_channels=(16, 32, 64, 64), layers_per_block=2, norm_num_groups=8, cross_attention_dim=32,
+            attention_head_dim=[1, 2, 4, 4] if two else 4, use_linear_projection=two)
+        vae = AutoencoderKL(3, 3, ['DownEncoderBlock2D']*4, ['UpDecoderBlock2D']*4, (8, 16, 16, 16), 2, latent_channels=4, norm_num_groups=4, sample_size=64)
+        text = CLIPTextModel(CLIPTextConfig.from_dict({**w.text_encoder.config.to_dict(), 'num_hidden_layers': 23 if two else 12}))
+    return w.but(unet=made_ready(unet), vae=made_ready(vae), text_encoder=made_ready(text))
+
+@pytest.mark.parametrize('two', [False, True], ids=['SD 1.5', 'SD 2.1'])
+def test_one_file_of_the_true_depth(two, tmp_path):
+    "Every tensor of the real files, by the names that they have there."
+    w = true_depth(two)
+    save_world(w, tmp_path/'base')
+    f = whole_file(w, tmp_path/'m.safetensors', two)
+    attn = 'model.diffusion_model.middle_block.1.proj_in.weight'
+    known = {k: v.ndim for k, v in load_file(f).items()}
+    for k in ('model.diffusion_model.output_blocks.8.2.conv.weight', 'model.diffusion_model.input_blocks.11.0.out_layers.3.weight',
+              'first_stage_model.encoder.mid.attn_1.q.weight', 'first_stage_model.decoder.up.3.block.2.conv2.weight', 'first_stage_model.quant_conv.weight',
+              'cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight' if two else
+              'cond_stage_model.transformer.text_model.encoder.layers.11.mlp.fc2.bias'): assert k in known, k
+    assert known[attn] == (2 if two else 4)
+    assert same(load_world(mine(f, configs=str(tmp_path/'base')), 'cpu'), w)
+
 @pytest.mark.parametrize('change, says', [
     (dict(drop=('first_stage_model',)), ['holds no vae', 'first_stage_model']), (dict(drop=('cond_stage_model',)), ['holds no text_encoder']),
     (dict(drop=('model.diffusion_model.out.2.bias',)), ['its unet is not', 'like: sd21']),

@@ -32,7 +32,9 @@ TE1, TE2 = 'encoder.layers.0.mlp.fc1', 'text_model.encoder.layers.1.self_attn.q_
 TO_K = 'down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k'
 
 @pytest.fixture(scope='module')
-def base(): return tiny_xl_world()
+def base():
+    w = tiny_xl_world()
+    return w.but(spec=w.spec.but(sampling_steps=2))
 @pytest.fixture(scope='module')
 def folder(base, tmp_path_factory):
     "A folder as the published one is: Euler's schedule, and a setting of the pipeline."
@@ -71,8 +73,10 @@ def test_text_states_and_answers_are_those_of_diffusers(base, pipe, points):
     for got, want in ((c[:2, :-1], e), (c[:2, -1, :width], pooled), (c[2, :-1], null[0]), (c[2, -1, :width], null_pooled[0])):
         assert torch.allclose(got, want, atol=1e-6, rtol=0)
     ids = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), dtype=e.dtype, text_encoder_projection_dim=width)
-    with torch.no_grad(): want = pipe.unet(*points, e, added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids.repeat(2, 1))).sample
+    told = dict(added_cond_kwargs=dict(text_embeds=pooled, time_ids=ids.repeat(2, 1)))
+    with torch.no_grad(): want, theirs = (u(*points, e, **told).sample for u in (base.unet, pipe.unet))
     assert torch.allclose(base.predict(*points, c[:2]), want, atol=1e-6, rtol=0)
+    assert torch.allclose(base.predict(*points, c[:2]), theirs, atol=5e-6, rtol=0)            # other memory, other rounding
 
 def test_the_pooled_embedding_and_the_sizes_change_the_answer(base, points):
     "The comparison with diffusers would see them missing."
@@ -247,7 +251,7 @@ def test_kohyas_lora_of_three_networks_is_read(base, tmp_path, names):
     block = first_names(base.unet)['down_blocks.1.attentions.0']
     name = {'first': lambda n: kohya(n.replace('down_blocks.1.attentions.0', block)), 'diffusers': kohya}[names]
     f, deltas = lora_of(base, name, f'lora_te1_{("text_model." + TE1).replace(".", "_")}', f'lora_te2_{TE2.replace(".", "_")}')
-    assert names == 'diffusers' or any(k.startswith('lora_unet_input_blocks_4_1_') for k in f)
+    assert names == 'diffusers' or any(k.startswith('lora_unet_input_blocks_3_1_') for k in f)
     said = {'ss_base_model_version': 'sdxl_base_v1-0', 'modelspec.architecture': 'stable-diffusion-xl-v1-base/lora'}
     checked(base, write(tmp_path/'a.safetensors', f, said), deltas)
 

@@ -209,13 +209,13 @@ def test_a_photograph_is_cropped_or_padded_by_choice_and_the_choice_is_recorded(
     pad = subject_for(folders, spec, 'my-mug', 32)
     assert torch.equal(crop.images, folders.subject('my-mug', 32).images) and crop.key != pad.key
     assert (pad.images[:, :, :7] == 255).all() and (pad.images[:, :, 25:] == 255).all() and (pad.images[:, :, 9:23] < 255).any()
-    assert torch.equal(crop.images[0], load_image(f/'00.jpg', 32)) and torch.equal(pad.images[0], load_image(f/'00.jpg', 32, 'pad'))
+    assert torch.equal(crop.images[0], load_image(f/'00.jpg', 32)) and torch.equal(pad.images[0], load_image(f/'00.jpg', 32, fit='pad'))
     assert content_key(spec) != content_key(spec.but(photos='crop'))
     refused(lambda: spec_of(dict(name='mine', source='x', photos='padd')), 'photos', 'padd', 'pad')
 
 def test_a_very_long_photograph_can_be_padded(tmp_path):
     Image.new('RGB', (3000, 8), (255, 0, 0)).save(tmp_path/'x.png')
-    x = load_image(tmp_path/'x.png', 16, 'pad')
+    x = load_image(tmp_path/'x.png', 16, fit='pad')
     assert x.shape == (3, 16, 16) and (x[1] < 255).any() and (x[:, :7] == 255).all()
 
 def jpeg(im, quality):

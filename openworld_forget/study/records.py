@@ -83,6 +83,10 @@ BUDGETS = {
         per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2.0, suspects=12, fresh=40,
         per_prompt=36, per_template=10,
     ),
+    # a real world's benchmarks: the paper's numbers of images, our paired test
+    'fast': Budget(per_class=None, per_template=10),
+    # the same images, classified as published, and as many pictures as the paper draws: thousands of GPU hours
+    'published': Budget(per_class=None, procedure='published', per_prompt=36, per_template=10),
 }
 
 # %% ../../nbs/study/00_records.ipynb #c006d
@@ -134,7 +138,7 @@ class Study(Record):
     prompts: list[str] = _list([], 'your own prompts, for appearance drift')
 
     # how much
-    budget: str = Field('quick', description='`smoke`, `quick` or `paper`')
+    budget: str = Field('quick', description='`smoke`, `quick`, `paper`, `fast` or `published`')
     overrides: dict = _dict('fields of the budget that differ')
 
     # methods that differ from the built-in ones

@@ -165,7 +165,7 @@ def subject_from_folder(
     word = check_class_word(class_word, str(folder), token)
     files = picture_files(folder, BESIDE)
     check_count(folder, len(files))
-    images = torch.stack([load_image(f, size, fit) for f in files])             # (n, 3, size, size)
+    images = torch.stack([load_image(f, size, fit=fit) for f in files])         # (n, 3, size, size)
     check_twins(files, images)
     # white borders would be alike
     alike = looks_alike(files, images if fit == 'crop' else torch.stack([load_image(f, 64) for f in files]))
@@ -273,6 +273,8 @@ class MoreData(DataSource, Protocol):
     def benchmark_content(self, name: str, per_class: int|None=None, more: int=0) -> str|Path:
         """What decides the images of a benchmark, and `more` of every class: a key of them, or the folder or file that
         does. Without it, that is the folder of its name in `$OWF_DATA/benchmarks`."""
+    def class_counts(self, name: str, per_class: int|None=None) -> dict[str, int]:
+        "Class -> how many images of it `benchmark` gives; for an estimate, without decoding them."
     def vocabulary(self) -> list[Word]:
         "The words that the world knows: what an audit asks about."
 

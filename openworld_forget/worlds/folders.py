@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAME', 'STRUCTURE', 'PARTS', 'NEVER', 'NO_CLASS', 'COUNTED', 'TOOLS', 'SCENES', 'data_root', 'listed_subjects',
            'subjects', 'benchmarks', 'rename_hint', 'images_in', 'images_of', 'benchmark_files', 'check_per_class',
-           'usual_number', 'prompt_template', 'benchmark', 'benchmark_content', 'class_word_of', 'own_templates',
-           'subject', 'subject_templates', 'subject_files', 'files_of_subject', 'splits', 'unrelated_prompts',
-           'color_prompts', 'eval_templates', 'generic_captions', 'captions_without', 'check_benchmarks',
-           'check_subject', 'check_data']
+           'usual_number', 'prompt_template', 'benchmark', 'benchmark_content', 'class_counts', 'class_word_of',
+           'own_templates', 'subject', 'subject_templates', 'subject_files', 'files_of_subject', 'splits',
+           'unrelated_prompts', 'color_prompts', 'eval_templates', 'generic_captions', 'captions_without',
+           'check_benchmarks', 'check_subject', 'check_data']
 
 # %% ../../nbs/worlds/04_folders.ipynb #c003
 import os, re, unicodedata
@@ -253,6 +253,13 @@ def benchmark_content(name: str, per_class: int|None=None, more: int=0, seed: in
     layout a key of these images alone (the same unpacked and packed), of one folder per class the folder."""
     t = images_of(name)
     return t.content(_drawn(t, per_class, more, seed)) if t.layout else t.place
+
+# %% ../../nbs/worlds/04_folders.ipynb #c0s2benci2
+def class_counts(name: str, per_class: int|None=None) -> dict[str, int]:
+    "Class -> how many images of it `benchmark` gives; no picture is decoded."
+    t = images_of(name)
+    drawn = t.labels[_drawn(t, per_class, 0, 0)]
+    return {c: int((drawn == k).sum()) for k, c in enumerate(t.classes)}
 
 # %% ../../nbs/worlds/04_folders.ipynb #c0s2bencj
 def _subject(name: str) -> Listed:

@@ -90,12 +90,12 @@ def alike(t: TestImages) -> list[list[int]]:
     for i, h in zip(some, t.hashes(some)): same.setdefault(h, []).append(i)
     return [v for v in same.values() if len(v) > 1]
 
-_clean: set[str] = set()        # what was looked through in this process
+_clean: set[int] = set()        # what was looked through in this process
 
 def check_copies(t: TestImages):
     "One picture in two classes is a `ForgetError`: one of its labels is wrong. Copies within a class are said."
     seen = [m.hash or (m.size, m.size and m.home.stat().st_mtime_ns) for m in t.members]
-    key = content_key(str(t.place), t.names, t.labels, seen)
+    key = hash((str(t.place), *t.names, t.labels.tobytes(), *seen))
     if t.members and key in _clean: return
     within = []
     for same in alike(t):

@@ -110,7 +110,7 @@ def lacks_of(part: str, names: list[str], weights: bool=True) -> list[str]:
     "What a part lacks whose files have these names, with what there is instead."
     if part.startswith('tokenizer'):
         if 'tokenizer.json' in names or {'vocab.json', 'merges.txt'} <= set(names): return []
-        return [f'{part}/{"merges.txt" if "vocab.json" in names else "tokenizer.json"}']
+        return [f'{part}/merges.txt' if 'vocab.json' in names else f'{part}/tokenizer.json']
     config = 'scheduler_config.json' if part == 'scheduler' else 'config.json'
     lacks, stem = [] if config in names else [str(Path(part)/config)], WEIGHTS.get(part)
     if stem and weights and not weight_files(names, stem):

@@ -50,11 +50,22 @@ def _hash(f, out=None) -> str:
 
 # %% ../../nbs/worlds/02b_packed.ipynb #c007
 def loose(folder: Path) -> dict[str, Member]:
-    "Name -> file below a folder, at any depth, without what is hidden; archives are files like others."
-    try: found = [p for p in folder.rglob('*') if _shown(p.relative_to(folder).as_posix()) and p.is_file()]
+    """Name -> file below a folder, at any depth and through links, without what is hidden; archives are files like
+    others."""
+    out, above = {}, set()
+    def look(at: str, start: str):
+        if (real := os.path.realpath(at)) in above: return                  # a link to a folder around it
+        above.add(real)
+        with os.scandir(at) as entries: here = [e for e in entries if _shown(e.name)]
+        for e in here:
+            if e.is_dir(): look(e.path, f'{start}{e.name}/')
+            elif e.is_file(): out[start + e.name] = Member(start + e.name, e.stat().st_size, Path(e.path))
+        above.remove(real)
+    try: look(str(folder), '')
     except OSError as e:
-        raise ForgetError(f'{folder} cannot be read ({e.strerror or e}). Check the path and its permissions.') from None
-    return {n: Member(n, p.stat().st_size, p) for p in sorted(found) for n in [p.relative_to(folder).as_posix()]}
+        where = e.filename or folder
+        raise ForgetError(f'{where} cannot be read ({e.strerror or e}). Check the path and its permissions.') from None
+    return dict(sorted(out.items()))
 
 # %% ../../nbs/worlds/02b_packed.ipynb #c009
 def _broken(path: Path, e: Exception) -> ForgetError:

@@ -228,7 +228,7 @@ def square(im: Image.Image, size: int, fit: str='crop') -> torch.Tensor:
     return torch.from_numpy(np.array(_square(im, size, fit))).permute(2, 0, 1).contiguous()
 
 def load_image(
-    path: Path|str, size: int,
+    path: Path|str, size: int, *,
     fit: str='crop',                                    # its centre square; or 'pad': all of it, on white
     trim: tuple[int, int, int, int]=(0, 0, 0, 0),       # pixels cut off at the left, top, right and bottom, first
 ) -> torch.Tensor:                                      # uint8 [3, size, size]

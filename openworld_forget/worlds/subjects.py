@@ -32,7 +32,7 @@ class Photo:
 
 def look(file: Path, size: int, fit: str='crop') -> Photo:
     "A photograph, read as training reads it."
-    try: seen, whole = load_image(file, size, fit), load_image(file, 64)
+    try: seen, whole = load_image(file, size, fit=fit), load_image(file, 64)
     except ForgetError as e: return Photo(file, fault=str(e))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -91,7 +91,7 @@ def tiny_xl_world(
         text_2 = _text(CLIPTextModelWithProjection, width=48, end=2, pad=1, hidden_act='gelu', projection_dim=40)
         vae = _vae(size, scaling_factor=.13025, force_upcast=True)
         unet = _unet(
-            size, block_out_channels=(8, 16, 16), layers_per_block=2,
+            size, block_out_channels=(8, 16, 16),
             down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
             up_block_types=('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
             attention_head_dim=(1, 2, 2), transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
