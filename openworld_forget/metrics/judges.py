@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
 from ..core import ForgetError, cached, check_finite, choose, content_key, numbers, read_json
 from ..source import source_key
 from ..worlds.load import check_loaded, default_device, feature_source, find_source, is_own, variant_of
+from ..worlds.packed import Plain
 from ..worlds.world import WorldSpec
 
 # %% ../../nbs/metrics/04_judges.ipynb #c006
@@ -203,15 +204,12 @@ def _efficientnet(device):
     return Judge('efficientnet-lite0', m, look, 224, (127/255,)*3, (128/255,)*3)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020
-class _Arrays(pickle.Unpickler):
-    "Reads nested dictionaries of arrays, and refuses every other object: a pickle can run code."
-    _plain = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-              ('numpy', 'ndarray'), ('numpy', 'dtype')}
+class _Arrays(Plain):
+    "Reads nested dictionaries of arrays, also those of jax, and refuses every other object: a pickle can run code."
     def find_class(self, module, name):
-        if (module, name) in self._plain: return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
         if name == 'FrozenDict': return lambda d=None, *_: dict(d or {})
         if module.startswith('jax') and name in ('_reconstruct_array', '_reconstruct_device_array'): return self._jax
-        raise pickle.UnpicklingError(f'it holds a {module}.{name}')
+        return super().find_class(module, name)
     @staticmethod
     def _jax(rebuild, args, state, *_):
         a = rebuild(*args)

@@ -20,7 +20,7 @@ from ..training.adapt import ADAPTATIONS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
-from ..worlds.data import DataSource, data_source
+from ..worlds.data import DataSource, data_source, subject_for, templates_for
 from ..worlds.folders import data_root
 from ..worlds.load import local_path
 from ..worlds.world import World, WorldSpec, spec_of
@@ -220,7 +220,9 @@ def _check_data(s: Study, spec: WorldSpec):
             asked = s.overrides[k]
             raise ForgetError(f'overrides.{k}: {asked}, but world {spec.name!r} has {len(v)}. Ask for at most these.')
     for x in s.overrides.get('splits', []): choose(x, data.splits(), f'split (world {spec.name!r})')
-    for c in s.concepts: choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
+    for c in s.concepts:
+        choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
+        check_token(spec, [t.replace('{}', '') for t in templates_for(data, c)])
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1g
 def _check_variants(s: Study):
@@ -346,9 +348,9 @@ def ready(s: Study, world: World):
     def fits(prompts):
         for p in prompts: world.tokens([p])
     for c in s.concepts:
-        x = data.subject(c, world.resolution, world.spec.token)
+        x = subject_for(data, world.spec, c, world.resolution)
         check_token(world.spec, [x.class_prompt])
-        fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
+        fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in templates_for(data, c))])
     if not getattr(data, 'DRAWN', False):                                       # pictures that are read may be damaged
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:

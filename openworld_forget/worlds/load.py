@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS', 'PARTS', 'OWN', 'SINGLE', 'SIZES', 'FEATURES', 'SHARD', 'P
            'restore', 'variant_of', 'weight_files', 'lacks_of', 'missing_parts', 'is_whole', 'hub_folder', 'how_to_get',
            'ask_hub', 'wanted_files', 'fetch', 'find_source', 'check_name', 'feature_source', 'Place', 'is_single',
            'configs_source', 'model_index', 'layout_of', 'find_world', 'place_of', 'own_files', 'default_device',
-           'made_ready', 'check_loaded', 'load_world', 'clone']
+           'made_ready', 'check_loaded', 'equipped', 'load_world', 'clone']
 
 # %% ../../nbs/worlds/01_load.ipynb #c003
 import copy, difflib, math, os, re, threading
@@ -552,6 +552,15 @@ def _check_pooled(w: World, wrong):
     if w.pooled > w.width:
         wrong('text_encoder_2', f'projection_dim is {w.pooled}, more than both text states ({w.width})')
 
+# %% ../../nbs/worlds/01_load.ipynb #c010q
+def equipped(w: World) -> World:
+    "A world with the options of its definition (`compute`): slicing, tiling, compilation; in place."
+    c = w.spec.compute
+    if c.vae_slicing: w.vae.enable_slicing()
+    if c.vae_tiling: w.vae.enable_tiling()
+    if c.compile: w.unet.compile()
+    return w
+
 # %% ../../nbs/worlds/01_load.ipynb #c010e2
 def _check_parts(w: World, where: str):
     "A `ForgetError` unless the parts say what they must, fit together, and hold nothing that would be left out."
@@ -593,15 +602,15 @@ def _loaded(spec: WorldSpec, at: Place) -> World:
 # %% ../../nbs/worlds/01_load.ipynb #c010f
 def load_world(
     world: str|dict|WorldSpec,   # a registered name, or a definition as in `spec_of`
-    device: str|None=None,
-    dtype: torch.dtype=torch.float32,
+    device: str|None=None,              # None: as its definition says (`compute`), else `default_device`
+    dtype: torch.dtype|None=None,       # None: as its definition says, else float32
 ) -> World:
     """Load a world; weights are frozen and in evaluation mode. What is missing, damaged or of another kind is a
     `ForgetError` before that."""
     spec = spec_of(world)
-    if device is None: device = default_device()
+    device, dtype = device or spec.compute.device or default_device(), dtype or spec.compute.type
     check_place(device, dtype)
-    return _loaded(spec, place_of(spec)).to(device, dtype)
+    return equipped(_loaded(spec, place_of(spec)).to(device, dtype))
 
 # %% ../../nbs/worlds/01_load.ipynb #c010g
 def clone(module, train=False, share=False):
