@@ -25,7 +25,7 @@ from openworld_forget.worlds.generate import generate
 from openworld_forget.worlds.load import _check_parts, clone, load_world
 from openworld_forget.worlds.tiny import save_world, tiny_sd2_world, tiny_subject, tiny_world, tiny_xl_world
 from openworld_forget.worlds.world import World, XLWorld, spec_of
-from wild import first_names, kohya, pairs, r, refused, same, shake, write
+from wild import first_names, kohya, pairs, r, refused, same, shake, single_file, write
 
 PROMPTS = ['a dog', 'a red cat, 2']
 TE1, TE2 = 'encoder.layers.0.mlp.fc1', 'text_model.encoder.layers.1.self_attn.q_proj'
@@ -278,6 +278,11 @@ def test_files_of_the_other_family_are_refused_on_both_sides(base, tmp_path):
     refused(tiny_world(), write(tmp_path/'xl.safetensors', f), '(SDXL)')
     g, _ = pairs(base, [TO_K]); refused(base, write(tmp_path/'one.safetensors', g, {'ss_base_model_version': 'sd_v1'}), '(SD 1)', 'header')
     refused(tiny_world(), write(tmp_path/'v.safetensors', {'clip_l': r(2, 32), 'clip_g': r(2, 48)}), 'SDXL')
+    refused(base, write(tmp_path/'sd1.safetensors', single_file(tiny_world())), 'denoiser')
+
+def test_one_file_with_configs_of_sdxl_says_how_to_convert_it(base, folder, tmp_path):
+    f = write(tmp_path/'xl.safetensors', single_file(tiny_world()))
+    with pytest.raises(ForgetError, match='StableDiffusionXLPipeline'): load_world(base.spec.but(source=str(f), configs=str(folder)), 'cpu')
 
 @pytest.mark.parametrize('way', ['clip', 'pivotal', 'diffusers script', 'bundled'])
 def test_a_new_word_gets_its_vectors_in_both_encoders(base, points, tmp_path, way):

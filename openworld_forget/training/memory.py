@@ -126,7 +126,7 @@ def _training(names: tuple, nets: tuple, spec: str, m: str, groups: tuple[int, .
     nets, spec, m = dict(zip(names, nets)), WorldSpec.model_validate_json(spec), Method.model_validate_json(m)
     w, params = _adapted(nets, m, spec)
     base = {id(p) for n in nets.values() for p in n.parameters()}
-    own = sum(p.numel() for x in (w.unet, w.text_encoder) for p in x.parameters() if id(p) not in base)
+    own = sum(p.numel() for x in (w.unet, *w.encoders.values()) for p in x.parameters() if id(p) not in base)
     return own, sum(p.numel() for p in params.values()), step_bytes(w, groups, params)
 
 def customize_memory(spec: WorldSpec, nets: dict, m: Method, r: Recipe) -> Memory:
