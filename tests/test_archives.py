@@ -385,6 +385,9 @@ def test_a_plan_does_not_look_at_a_benchmark_again_for_every_run(data, tmp_path,
     from openworld_forget.study.plan import plan
     from openworld_forget.worlds import folders
     made(data, 'food', per_class=3)
+    for k, name in enumerate(('mug', 'cup')):
+        for i in range(3): save(picture(10*k + i, 60, 60), data.parent/f'subjects/{name}/{i}.png')
+        (data.parent/f'subjects/{name}/class.txt').write_text(name)
     looks, look = [], folders.images_of
     monkeypatch.setattr(folders, 'images_of', lambda name: looks.append(name) or look(name))
     plan(Study.make(name='s', world='sd15', concepts=['mug', 'cup'], methods=['db', 'lora']), tmp_path/'out')
