@@ -370,7 +370,7 @@ def test_what_cannot_be_read_gives_the_true_reason(base, tmp_path):
     (tmp_path/'f').mkdir(); (tmp_path/'f/pytorch_lora_weights.bin').write_bytes(b'x')
     refused(base, tmp_path/'f', 'no whole file of torch.save', 'pytorch_lora_weights.bin')
     (tmp_path/'x.gguf').write_bytes(b'x'); assert 'pickle' not in refused(base, tmp_path/'x.gguf', 'not a safetensors file').split('Expected')[0]
-    for key, says in (('cond_stage_model.model.x', ('SD 2', 'from_single_file')), ('conditioner.embedders.0.x', ('another base (SDXL)',))):
+    for key, says in (('cond_stage_model.model.x', ('SD 2', 'from_single_file')), ('conditioner.embedders.0.x', ('XLPipeline.from_single_file',))):
         refused(base, write(tmp_path/'m.safetensors', {'model.diffusion_model.out.2.bias': r(4), key: r(2)}), 'single-file', *says)
     refused(base, write(tmp_path/'n.safetensors', {'conv_in.weight': r(4, 4, 3, 3)}), 'config.json')
     f, _ = pairs(base, [TO_Q]); save_world(base, tmp_path/'p')

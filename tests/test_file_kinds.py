@@ -332,7 +332,7 @@ def _(d):
 def _(d): return write(d/'EasyNegative.safetensors', made(clip_l=(2, 768), clip_g=(2, 1280)))
 
 ATTN2 = 'model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight'
-@refuses('single file of SDXL', '`conditioner.embedders.…`', 'single-file', 'another base (SDXL)')
+@refuses('single file of SDXL', '`conditioner.embedders.…`', 'SDXL', 'convert it once', 'StableDiffusionXLPipeline.from_single_file')
 def _(d): return write(d/'xl.safetensors', made(**{ATTN2: (1280, 2048), 'conditioner.embedders.0.transformer.text_model.x': (2,)}))
 
 @refuses('single file of SD 2', '`cond_stage_model.model.…`', 'SD 2', 'convert it once', 'from_single_file')

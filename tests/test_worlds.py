@@ -157,8 +157,8 @@ def test_a_folder_in_diffusers_layout_from_everywhere(saved, tmp_path, monkeypat
     (saved.parent/'link').symlink_to(saved)
     assert all(load_world(mine(s), 'cpu').key == key for s in ('~/sd', 'sd', './sd', 'link', f'{saved}/'))
 
-@pytest.mark.parametrize('suffix', ['safetensors', 'ckpt', 'SAFETENSORS'])
-def test_a_single_file_is_refused_with_the_remedy(tmp_path, suffix):
+@pytest.mark.parametrize('suffix', ['pt', 'ckpt', 'GGUF'])
+def test_a_single_file_that_is_not_read_is_refused_with_the_remedy(tmp_path, suffix):
     f = tmp_path/f'model.{suffix}'
     refused(lambda: load_world(mine(f)), 'does not exist', 'single file')
     f.write_bytes(b'x')
@@ -192,12 +192,13 @@ def test_missing_parts_are_named(saved, tmp_path, gone, says):
     assert 'git checkout' not in refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), says, 'lacks')
 
 def test_other_files_than_those_that_are_read_are_named(saved, tmp_path):
-    "Only half precision, or only pickles."
+    "Two variants of which none is the usual one, or only pickles."
     shutil.copytree(saved, tmp_path/'sd')
-    for part, ending in (('unet', 'fp16.safetensors'), ('vae', 'bin')):
+    for part, ending in (('unet', 'a.safetensors'), ('vae', 'bin')):
         f = tmp_path/'sd'/part/'diffusion_pytorch_model.safetensors'
         f.rename(f.with_name(f'diffusion_pytorch_model.{ending}'))
-    refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), 'there is diffusion_pytorch_model.fp16.safetensors', 'there is diffusion_pytorch_model.bin')
+    shutil.copy(tmp_path/'sd/unet/diffusion_pytorch_model.a.safetensors', tmp_path/'sd/unet/diffusion_pytorch_model.b.safetensors')
+    refused(lambda: load_world(mine(tmp_path/'sd'), 'cpu'), 'there is diffusion_pytorch_model.a.safetensors', 'there is diffusion_pytorch_model.bin')
 
 @pytest.mark.parametrize('name', ['scheduler/scheduler_config.json', 'unet/config.json', 'tokenizer/tokenizer.json', 'vae/diffusion_pytorch_model.safetensors'])
 def test_damaged_parts_are_named(saved, tmp_path, name):

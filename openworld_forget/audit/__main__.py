@@ -11,7 +11,7 @@ from ..start import begin
 
 # %% ../../nbs/audit/10_as_module.ipynb #c003
 def owf():
-    "The console script: `owf audit|run|plan`."
+    "The console script: `owf audit|run|plan|doctor|subjects|data`."
     begin()
     from openworld_forget.audit.command import command_line
     command_line()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from ..core import content_key, read_json, tensor_shapes
 from ..training.checkpoints import BARE, checkpoint_files, checkpoint_kind
 from ..training.deltas import FORMULAS, ROLES, check_header, header, made_for
-from ..worlds.load import find_source
+from ..worlds.load import layout_of, place_of
 from ..worlds.world import WorldSpec
 
 # %% ../../nbs/audit/01_facts.ipynb #c005
@@ -135,10 +135,10 @@ def check_base(spec: WorldSpec, path: Path|str):
     "A `ForgetError` when the header of a checkpoint says that it was made for another kind of base than this world's."
     kind, p = checkpoint_kind(path)
     if kind not in ('lora', 'inversion'): return
-    folder = find_source(spec.source, spec.revision, f'World {spec.name!r}')
-    if not folder: return
-    at = folder/'unet/config.json', folder/'scheduler/scheduler_config.json'
+    place = place_of(spec, get=False)
+    if not place: return
+    at = place.configs/'unet/config.json', place.configs/'scheduler/scheduler_config.json'
     width, says = read_json(at[0]).get('cross_attention_dim'), read_json(at[1]).get('prediction_type', 'epsilon')
     unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width))
-    like = SimpleNamespace(unet=unet, prediction=says, spec=spec)
+    like = SimpleNamespace(unet=unet, prediction=says, spec=spec, kin=layout_of(place.configs).kin)
     check_header(like, p, header(p))

@@ -14,6 +14,7 @@ from typing import Literal
 import torch, numpy as np
 from pydantic import Field, model_validator
 from tqdm.auto import tqdm
+from ..batches import at_once, in_pieces
 from ..core import ForgetError, Record, choose, load_tensors, noise, save_tensors
 
 # %% ../../nbs/metrics/02_classify.ipynb #c006
@@ -142,7 +143,7 @@ def errors(
     which=None,                   # bool mask [n, C] or one list of class numbers per image; None: all
     steps=slice(None),            # which steps of the plan: a slice or a range of positions
     loss: str='l2',               # mean over the latent of |difference|^p, p = 2 or 1
-    batch: int=256,               # forwards at a time
+    batch: int=256,               # forwards at a time, at most: fewer where the device has less room
     desc: str='classify',
     images=None,                  # keys of the images for a plan with noise per image; None: 0 to n-1
     text: torch.Tensor|None=None, # text states from `world.encode_text`, to reuse them
@@ -159,9 +160,11 @@ def errors(
     if len(images) != n: raise ForgetError(f'{len(images)} image keys for {n} images.')
     z, t = latents.to(dev).float(), plan.timesteps(world)[pos].to(dev)        # (n, c, h, w); (s,)
     bar = tqdm(total=total, desc=desc, unit='fwd', unit_scale=True, leave=False, mininterval=1)
+    unet = getattr(world, 'unet', None)
+    batch = at_once(batch, unet, 'denoise', world.latent_shape[-1])
     with world.remembered(text) as pick, bar:
-        for a in range(0, total, batch):
-            j = torch.arange(a, min(a + batch, total))                        # (b,), triples of step, image and class
+        def part(a, b):
+            j = torch.arange(a, b)                                            # (b,), triples of step, image and class
             s, (i, c) = j // len(pairs), pairs[j % len(pairs)].T              # (b,) each
             ts = t[s.to(dev)]
             e = _own_noise(plan, world, pos, images, s, i) if plan.per_image else eps[s.to(dev)]          # (b, c, h, w)
@@ -170,6 +173,7 @@ def errors(
             d = (e - e_hat).flatten(1)                                        # (b, chw)
             out[i, c, pos[s]] = (d.abs() if loss == 'l1' else d.square()).mean(1).cpu()
             bar.update(len(j))
+        in_pieces(part, total, batch, unet, 'denoise')
     if not torch.isfinite(out[mask][:, pos]).all():
         raise ForgetError(f'World {world.label!r} predicts non-finite noise. Its training diverged, '
                           f'or its dtype {world.dtype} overflows: use float32 or bfloat16.')

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 import torch, numpy as np, torch.nn.functional as F
-from transformers import CLIPModel, CLIPTokenizer, ViTModel
-from transformers.utils import cached_file
-from ..core import ForgetError, cached, check_finite, choose, content_key, numbers
+from transformers import CLIPModel, CLIPTokenizer, Dinov2Model, ViTModel
+from ..core import ForgetError, cached, check_finite, choose, content_key, numbers, read_json
 from ..source import source_key
-from ..worlds.load import default_device, find_source, is_own
+from ..worlds.load import check_loaded, default_device, feature_source, find_source, is_own, variant_of
+from ..worlds.packed import Plain
 from ..worlds.world import WorldSpec
 
 # %% ../../nbs/metrics/04_judges.ipynb #c006
@@ -123,44 +123,44 @@ class Judge:
 CLIP_STATS = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 IMAGENET_STATS = (.485, .456, .406), (.229, .224, .225)
 
-def _locate(source: str, revision: str|None) -> tuple[str, str|None, str]:
-    "(path or hub id, revision, printed name) of a network."
+def _locate(source: str, revision: str|None) -> tuple[Path, str]:
+    "(folder, printed name) of a network; what the hub has and this machine lacks is fetched."
     folder = find_source(source, revision, f'Judge {source!r}', ('',), pinned=False)
-    if folder is None: return source, revision, source + (f'@{revision[:7]}' if revision else '')
-    if folder.parent.name == 'snapshots':                                     # the hub's, in this machine's cache
-        return str(folder), None, f'{source}@{folder.name[:7]}'
-    return str(folder), None, folder.name + f'@{content_key(sorted(folder.glob("*.safetensors")))[:7]}'
+    if folder.parent.name == 'snapshots': return folder, f'{source}@{folder.name[:7]}'    # the hub's
+    return folder, folder.name + f'@{content_key(sorted(folder.glob("*.safetensors")))[:7]}'
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012b
-def _pretrained(cls, source: str, revision: str|None, device: str, **kw):
-    "A `from_pretrained` that is finite, frozen and on the device, or a `ForgetError`."
-    try: m = cls.from_pretrained(source, revision=revision, **kw)
+def _restored(folder: Path) -> str:
+    if is_own(folder): return 'Restore the folder (`git checkout weights`) or train it (`make mini`).'
+    return 'Save or fetch it again, or check the path.'
+
+def _part(cls, folder: Path, **kw):
+    "A `from_pretrained`, or a `ForgetError`."
+    try: return cls.from_pretrained(folder, local_files_only=True, **kw)
     except Exception as e:
         why = f'{type(e).__name__}: {str(e).splitlines()[0][:160]}'
-        fix = ('Restore the folder (`git checkout weights`) or train it (`make mini`).' if is_own(source) else
-               'Save or fetch it again; check the path, or the hub id, its revision and your connection.')
-        raise ForgetError(f'Judge {source}: its {cls.__name__} could not be loaded ({why}). {fix}') from None
-    if isinstance(m, torch.nn.Module):
-        check_finite(m.state_dict(), str(source))
-        m = m.eval().requires_grad_(False).to(device)
-    return m
+        raise ForgetError(f'Judge {folder}: its {cls.__name__} could not be loaded ({why}). '
+                          f'{_restored(folder)}') from None
+
+def _network(cls, folder: Path, device: str, **kw):
+    "A network that is whole, finite, frozen and on the device, or a `ForgetError`."
+    variant = variant_of([p.name for p in folder.iterdir()], 'model') or None
+    m, info = _part(cls, folder, use_safetensors=True, variant=variant, output_loading_info=True, **kw)
+    check_loaded({**info, 'unexpected_keys': ()}, f'Judge {folder}', _restored(folder))     # heads may be left over
+    check_finite(m.state_dict(), str(folder))
+    return m.float().eval().requires_grad_(False).to(device)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012c
-def _stats(source: str, revision: str|None, default: tuple) -> tuple:
+def _preprocessing(folder: Path) -> dict:
+    f = folder/'preprocessor_config.json'
+    return read_json(f) if f.is_file() else {}
+
+def _stats(folder: Path, default: tuple) -> tuple:
     "Mean and standard deviation of a repository's preprocessing, else the default."
-    f = cached_file(source, 'preprocessor_config.json', revision=revision,
-                    _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-                    _raise_exceptions_for_gated_repo=False)
-    c = json.loads(Path(f).read_text()) if f else {}
+    c = _preprocessing(folder)
     return tuple(c.get('image_mean', default[0])), tuple(c.get('image_std', default[1]))
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012d
-def _named(name: str, network) -> str:
-    """The printed name with the revision that was loaded, where none was asked for: a number must say which weights
-    it comes from."""
-    loaded = getattr(network.config, '_commit_hash', None)
-    return name if '@' in name or not loaded else f'{name}@{loaded[:7]}'
-
 def _tensor(out):
     return out if isinstance(out, torch.Tensor) else out.pooler_output        # transformers 5 returns an output object
 
@@ -173,9 +173,8 @@ def clip_judge(
 
 # %% ../../nbs/metrics/04_judges.ipynb #c012e
 @lru_cache
-def _clip(src, revision, name, device):
-    m = _pretrained(CLIPModel, src, revision, device, use_safetensors=True)
-    tok = _pretrained(CLIPTokenizer, src, revision, device)
+def _clip(folder, name, device):
+    m, tok = _network(CLIPModel, folder, device), _part(CLIPTokenizer, folder)
     length = min(tok.model_max_length, m.config.text_config.max_position_embeddings)
     def text(prompts):
         t = tok(prompts, padding='max_length', max_length=length, return_tensors='pt')
@@ -183,8 +182,8 @@ def _clip(src, revision, name, device):
             raise ForgetError(f'{name}: a prompt has {t.input_ids.shape[1]} tokens, it reads {length}: '
                               f'{max(prompts, key=len)!r}. Shorten it.')
         return _tensor(m.get_text_features(**t.to(m.device)))
-    return Judge(_named(name, m), m, lambda x: _tensor(m.get_image_features(pixel_values=x)),
-                 m.config.vision_config.image_size, *_stats(src, revision, CLIP_STATS), text=text)
+    return Judge(name, m, lambda x: _tensor(m.get_image_features(pixel_values=x)),
+                 m.config.vision_config.image_size, *_stats(folder, CLIP_STATS), text=text)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c016
 def efficientnet_judge() -> Judge:
@@ -205,15 +204,12 @@ def _efficientnet(device):
     return Judge('efficientnet-lite0', m, look, 224, (127/255,)*3, (128/255,)*3)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c020
-class _Arrays(pickle.Unpickler):
-    "Reads nested dictionaries of arrays, and refuses every other object: a pickle can run code."
-    _plain = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-              ('numpy', 'ndarray'), ('numpy', 'dtype')}
+class _Arrays(Plain):
+    "Reads nested dictionaries of arrays, also those of jax, and refuses every other object: a pickle can run code."
     def find_class(self, module, name):
-        if (module, name) in self._plain: return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
         if name == 'FrozenDict': return lambda d=None, *_: dict(d or {})
         if module.startswith('jax') and name in ('_reconstruct_array', '_reconstruct_device_array'): return self._jax
-        raise pickle.UnpicklingError(f'it holds a {module}.{name}')
+        return super().find_class(module, name)
     @staticmethod
     def _jax(rebuild, args, state, *_):
         a = rebuild(*args)
@@ -276,27 +272,31 @@ def _lpips(device):
     return Judge('lpips-alex', m, m, None, *LPIPS_STATS)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c028
-def dino_judge(source: str='facebook/dino-vits16', revision: str|None=None) -> Judge:
-    "A DINO vision transformer's class token (ViT-S/16: d = 384) at 224 px; from a folder or the hub."
-    return _dino(*_locate(source, revision), default_device())
-
 @lru_cache
-def _dino(src, revision, name, device):
-    m = _pretrained(ViTModel, src, revision, device, use_safetensors=True, add_pooling_layer=False)
-    s = m.config.image_size
-    return Judge(_named(name, m), m, lambda x: m(x).last_hidden_state[:, 0], s,
-                 *_stats(src, revision, IMAGENET_STATS), resize=s*8//7)
+def _vision(folder, name, device):
+    "The class token of a vision transformer in its last layer; of a CLIP the image features."
+    kind = read_json(folder/'config.json').get('model_type')
+    if kind == 'clip': return _clip(folder, name, device)
+    if choose(kind, ['vit', 'dinov2'], f'kind of image network ({folder}/config.json: model_type)') == 'vit':
+        m = _network(ViTModel, folder, device, add_pooling_layer=False)
+        size = m.config.image_size
+    else:
+        m = _network(Dinov2Model, folder, device)
+        crop = _preprocessing(folder).get('crop_size', {})                  # trained at 518, used at 224
+        size = crop.get('height') or min(m.config.image_size, 224)
+    return Judge(name, m, lambda x: m(x).last_hidden_state[:, 0], size,
+                 *_stats(folder, IMAGENET_STATS), resize=size*8//7)
 
+def dino_judge(source: str='dino-vits16', revision: str|None=None) -> Judge:
+    "A vision transformer's class token (ViT-S: d = 384) at 224 px, from a folder, the hub, or by its short name."
+    at = (source, revision) if revision else feature_source(source)
+    return _vision(*_locate(*at), default_device())
+
+# %% ../../nbs/metrics/04_judges.ipynb #c028f
 def feature_judge(name: str) -> Judge:
-    """The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, or a DINO as hub id (optionally
-    `id@revision`) or folder."""
-    if '/' not in name:
-        return {'efficientnet-lite0': efficientnet_judge}[choose(name, ['efficientnet-lite0'], 'feature judge')]()
-    return dino_judge(*_feature_source(name))
-
-def _feature_source(name: str) -> tuple[str, str|None]:
-    source, _, revision = name.partition('@')
-    return source, revision or None
+    """The image judge that a `WorldSpec.features` names: `efficientnet-lite0`, a short name of `FEATURES`, or a DINO,
+    DINOv2 or CLIP as hub id (`id@revision`) or folder."""
+    return efficientnet_judge() if name == 'efficientnet-lite0' else dino_judge(name)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c028b
 def judges_of(spec: WorldSpec) -> dict[str, Judge]:
@@ -306,9 +306,9 @@ def judges_of(spec: WorldSpec) -> dict[str, Judge]:
 
 def check_judges(spec: WorldSpec):
     "A `ForgetError` unless the networks that judge a world can be had; none is loaded."
-    find_source(spec.clip, spec.clip_revision, f'Judge {spec.clip!r}', ('',), pinned=False)
-    if '/' not in spec.features: choose(spec.features, ['efficientnet-lite0'], 'feature judge')
-    else: find_source(*_feature_source(spec.features), f'Judge {spec.features!r}', ('',), pinned=False)
+    find_source(spec.clip, spec.clip_revision, f'Judge {spec.clip!r}', ('',), pinned=False, get=False)
+    if spec.features != 'efficientnet-lite0':
+        find_source(*feature_source(spec.features), f'Judge {spec.features!r}', ('',), pinned=False, get=False)
 
 # %% ../../nbs/metrics/04_judges.ipynb #c033
 def check_features(f, what='features') -> np.ndarray:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import torch, numpy as np
+from ..batches import at_once, out_of_memory
 from ..core import ForgetError, project_path, read_json, root, write_json
 from ..source import imports
 from ..start import QUIET
@@ -294,23 +295,31 @@ FIXED = dict(base=2., customize=2., semantic=2., appearance=3., fidelity=3.)
 STARTUP = 8.        # seconds of such a start where it was not measured
 
 # %% ../../nbs/study/06_engine.ipynb #c020b
+def _once(world, n: int) -> tuple[float, float]:
+    "Seconds that n denoiser forwards at once take, and seconds that the processor spends."
+    z = torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype)
+    t, c = torch.full((n,), 500, device=world.device), world.encode_text(['']).expand(n, -1, -1)
+    start, busy = time.monotonic(), time.process_time()
+    with torch.no_grad(): float(world.predict(z, t, c).sum())
+    return time.monotonic() - start, time.process_time() - busy
+
 def trial(world, threads: int, limit: float=4.) -> tuple[float, float]:
     """Denoiser forwards a second with so many threads: now, and when nothing else runs on this machine (from the time
-    that its processor spent). In larger and larger batches, as long as the next takes less than `limit` seconds."""
-    before, n, took = torch.get_num_threads(), 1, 0.
+    that its processor spent). In larger and larger batches, up to what the device has room for, as long as the next
+    takes less than `limit` seconds: one forward, where a single one takes as long."""
+    before, n, rate = torch.get_num_threads(), 1, None
+    most = at_once(128, getattr(world, 'unet', None), 'denoise', world.latent_shape[-1])
     torch.set_num_threads(threads)
     try:
         while True:
-            z = torch.zeros(n, *world.latent_shape, device=world.device, dtype=world.dtype)
-            t, c = torch.full((n,), 500, device=world.device), world.encode_text(['']).expand(n, -1, -1)
-            for again in range(2):                              # the first of a size is not yet warm
-                start, busy = time.monotonic(), time.process_time()
-                with torch.no_grad(): float(world.predict(z, t, c).sum())
-                took, busy = time.monotonic() - start, time.process_time() - busy
-                if took > limit: break
-            if n == 128 or 5*took > limit:
-                return n/took, n/min(took, max(busy/threads, took/20)) if world.device == 'cpu' else n/took
-            n = min(128, 4*n)
+            took, busy = _once(world, n)
+            if took <= limit: took, busy = _once(world, n)  # the first of a size is not yet warm
+            rate = n/took, n/min(took, max(busy/threads, took/20)) if torch.device(world.device).type == 'cpu' else n/took
+            if n == most or 5*took > limit: return rate
+            n = min(most, 4*n)
+    except (RuntimeError, MemoryError) as e:
+        if rate is None or not out_of_memory(e): raise
+        return rate                                         # of the batch before, which fitted
     finally: torch.set_num_threads(before)
 
 # %% ../../nbs/study/06_engine.ipynb #c020c
@@ -323,6 +332,7 @@ class Clock:
     alone: float = 0.              # forwards a second when nothing else runs here; `rate` when 0
     where: str = 'cpu'             # what times are comparable: device and threads
     file: Path|None = None         # {where: {template: [[expected, took], ...]}}
+    memory: str = ''               # a line on what the steps need of it
     def __post_init__(self):
         try: self.seen = read_json(self.file) if self.file and self.file.is_file() else {}
         except ForgetError: self.seen = {}                      # not worth stopping for
@@ -367,6 +377,7 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
         + (', as such steps took before' if sure else '')
         + (f'. Other work keeps this machine busy: alone it would do {clock.alone:.3g} a second.' if crowd > 1.5
            else '.')
+        + (f'\n{clock.memory}' if clock.memory else '')
     )
 
 # %% ../../nbs/study/06_engine.ipynb #c020f

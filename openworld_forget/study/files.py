@@ -20,7 +20,7 @@ from ..training.adapt import ADAPTATIONS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
-from ..worlds.data import DataSource, data_source
+from ..worlds.data import DataSource, data_source, subject_for, templates_for
 from ..worlds.folders import data_root
 from ..worlds.load import local_path
 from ..worlds.world import World, WorldSpec, spec_of
@@ -220,7 +220,9 @@ def _check_data(s: Study, spec: WorldSpec):
             asked = s.overrides[k]
             raise ForgetError(f'overrides.{k}: {asked}, but world {spec.name!r} has {len(v)}. Ask for at most these.')
     for x in s.overrides.get('splits', []): choose(x, data.splits(), f'split (world {spec.name!r})')
-    for c in s.concepts: choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
+    for c in s.concepts:
+        choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
+        check_token(spec, [t.replace('{}', '') for t in templates_for(data, c)])
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1g
 def _check_variants(s: Study):
@@ -297,23 +299,24 @@ def _check_reports(s: Study):
         raise ForgetError('The report measures compares methods: it needs concepts.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2c
-def _tokenizer(spec: WorldSpec):
-    "The tokenizer of a world whose folder is here; None if it must be loaded from elsewhere, or cannot be."
-    try: return CLIPTokenizer.from_pretrained(f) if (f := local_path(spec.source)/'tokenizer').is_dir() else None
+def _tokenizer(spec: WorldSpec, part: str='tokenizer'):
+    "A tokenizer of a world whose folder is here; None if it must be loaded from elsewhere, or cannot be."
+    try: return CLIPTokenizer.from_pretrained(f) if (f := local_path(spec.source)/part).is_dir() else None
     except Exception: return None                       # loading the world tells why
 
-def _context(spec: WorldSpec, tok: CLIPTokenizer) -> int:
+def _context(spec: WorldSpec, tok: CLIPTokenizer, part: str='text_encoder') -> int:
     "How many tokens a world whose folder is here reads (`World.context` of one that is loaded)."
-    f = local_path(spec.source)/'text_encoder/config.json'
+    f = local_path(spec.source)/part/'config.json'
     most = read_json(f).get('max_position_embeddings', 77) if f.is_file() else 77
     return min(tok.model_max_length, most) if isinstance(most, int) else tok.model_max_length
 
 def _check_prompts(s: Study, spec: WorldSpec):
-    tok = _tokenizer(spec) if s.prompts else None
-    most = _context(spec, tok) if tok else 0
-    for p in s.prompts if tok else ():
-        k = len(tok(p).input_ids)
-        if k > most:
+    "Every prompt of the file fits into every text encoder of a world whose folder is here."
+    for end in ('', '_2') if s.prompts else ():
+        if not (tok := _tokenizer(spec, f'tokenizer{end}')): continue
+        most = _context(spec, tok, f'text_encoder{end}')
+        for p in s.prompts:
+            if (k := len(tok(p).input_ids)) <= most: continue
             raise ForgetError(
                 f'prompts: {p!r} has {k} tokens; world {spec.name!r} reads {most}, begin and end included. '
                 'Make it shorter.')
@@ -345,9 +348,9 @@ def ready(s: Study, world: World):
     def fits(prompts):
         for p in prompts: world.tokens([p])
     for c in s.concepts:
-        x = data.subject(c, world.resolution, world.spec.token)
+        x = subject_for(data, world.spec, c, world.resolution)
         check_token(world.spec, [x.class_prompt])
-        fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in data.eval_templates())])
+        fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in templates_for(data, c))])
     if not getattr(data, 'DRAWN', False):                                       # pictures that are read may be damaged
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:

@@ -14,7 +14,7 @@ from ..source import PACKAGE
 from .engine import Clock, STARTUP, engine_folder, estimate, execute, read_site, site, threads_of, trial
 from .files import at_least_one, read_study, ready
 from .pages import page, report
-from .plan import plan
+from .plan import bill, memory_of, plan
 from .processes import environ, stoppable
 from .records import BUDGETS, Study
 from .results import check_room, shared
@@ -44,6 +44,12 @@ def _days(text: str) -> float:
     if not 0 <= x < 1e6: raise argparse.ArgumentTypeError(f'{text!r} is not a number of days')
     return x
 
+def _rate(text: str) -> float:
+    try: x = float(text)
+    except ValueError: x = 0.
+    if not 0 < x < 1e9: raise argparse.ArgumentTypeError(f'{text!r} is no number of forwards a second')
+    return x
+
 def _arguments(argv):
     ap = argparse.ArgumentParser(
         prog='openworld_forget.study', description='Run a study: every step that is not done, then the report.')
@@ -53,6 +59,7 @@ def _arguments(argv):
     ap.add_argument('--site', metavar='FILE', help='run the steps where this file says (sites/); else OWF_SITE')
     ap.add_argument('--dry-run', action='store_true', help='say what would run, or what would be freed')
     ap.add_argument('--budget', choices=list(BUDGETS))
+    ap.add_argument('--rate', type=_rate, metavar='X', help='with --dry-run: forwards a second of a device, for its hours')
     ap.add_argument('--clear-cache', action='store_true', help='remove what studies share, and say what that frees')
     ap.add_argument('--older-than', type=_days, metavar='DAYS', help='with --clear-cache: only what was not used since')
     a = ap.parse_args(argv)
@@ -68,29 +75,30 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     clock for the estimate."""
     check_room(home)
     check_room(shared())
+    needs = '' if site() else memory_of(study, workers)         # a login node is not where it must fit
     start = time.monotonic()
     judges = importlib.import_module(f'{PACKAGE}.metrics.judges')
     judges.check_judges(spec_of(study.world))                   # before gigabytes are read
-    w = load_world(study.world)
+    w = load_world(study.spec)
     startup += time.monotonic() - start                         # each step loads it, too
     ready(study, w)
     threads = threads_of(workers)
     rate, alone = trial(w, threads)
     where = f'{w.device}, {threads} threads' + (f', {site()}' if site() else '')
-    return Clock(rate, startup, alone, where, home.parent/'times.json')
+    return Clock(rate, startup, alone, where, home.parent/'times.json', needs)
 
 # %% ../../nbs/study/17_main.ipynb #c064main00d
 def run_study(a, startup: float=STARTUP) -> int:
     "Read, prepare, run, render; the exit code."
     s = read_study(a.study)
     s = s.but(budget=a.budget) if a.budget else s
-    if there := site() and not a.serial: read_site(site())      # what is wrong with it is told before anything starts
+    if site(): read_site(site())                                # what is wrong with it is told before anything starts
     steps = plan(s)
     todo = [x for x in steps if not x.done]
     home, workers = steps[0].folder.parent, 1 if a.serial else a.workers
-    if there: engine_folder(home)
+    if site(): engine_folder(home)
     if a.dry_run:
-        print('\n'.join(f'{"done" if x.done else "run "} {x.notebook}' for x in steps))
+        print('\n'.join([*(f'{"done" if x.done else "run "} {x.notebook}' for x in steps), bill(s, steps, a.rate)]))
         return 0
     clock = None
     if todo:
@@ -130,7 +138,8 @@ def main(argv=None, startup: float=STARTUP) -> int:
         print(clear_shared(a.older_than or 0., a.dry_run), flush=True)
         return 0
     def run():
-        with environ(**({'OWF_SITE': str(project_path(a.site))} if a.site else {})): return run_study(a, startup)
+        where = '' if a.serial else str(project_path(a.site)) if a.site else site()
+        with environ(OWF_SITE=where): return run_study(a, startup)
     return guarded(clear if a.clear_cache else run)
 
 # %% ../../nbs/study/17_main.ipynb #c064main00f

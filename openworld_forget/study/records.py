@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from ..core import ForgetError, Record, choose
 from ..metrics.classify import Stages
 from ..training.methods import Method, method as built_in
-from ..worlds.world import spec_of
+from ..worlds.world import DEFAULT, Compute, WorldSpec, spec_of
 
 # %% ../../nbs/study/00_records.ipynb #c006
 def _once(v: list, what: str='entries') -> list:
@@ -83,12 +83,16 @@ BUDGETS = {
         per_class=10, stages=[2, 3, 4, 6, 9, 12, 18, 24, 36, 50], z=2.0, suspects=12, fresh=40,
         per_prompt=36, per_template=10,
     ),
+    # a real world's benchmarks: the paper's numbers of images, our paired test
+    'fast': Budget(per_class=None, per_template=10),
+    # the same images, classified as published, and as many pictures as the paper draws: thousands of GPU hours
+    'published': Budget(per_class=None, procedure='published', per_prompt=36, per_template=10),
 }
 
 # %% ../../nbs/study/00_records.ipynb #c006d
 def described(record: type[Record], **values: Record) -> str:
     "A Markdown table of a record's fields: what each means, its default, and its value in each of the named records."
-    say = lambda v: f'`{v}`' if v not in ('', [], {}) else ''
+    say = lambda v: f'`{v}`' if v not in ('', [], {}, DEFAULT) else ''
     head = ['field', 'meaning', *([] if values else ['default']), *values]
     rows = [
         [f'`{k}`', f.description or '', *(say(getattr(r, k)) for r in values.values()),
@@ -122,6 +126,9 @@ class Study(Record):
     name: str = Field(description='becomes the folder of the results: lower-case letters, digits, - and _')
     world: str|dict = Field(
         'mini', description='a name, or a base of your own: {name: mine, source: folder or hub id, like: sd15}')
+    compute: Compute = Field(
+        DEFAULT, exclude_if=lambda c: c == DEFAULT,
+        description='where and how it computes: {device: cuda, dtype: bfloat16, gradient_checkpointing: true, ...}')
 
     # what is measured
     concepts: list[str] = _list([], 'the subjects: what the world is customized on')
@@ -131,7 +138,7 @@ class Study(Record):
     prompts: list[str] = _list([], 'your own prompts, for appearance drift')
 
     # how much
-    budget: str = Field('quick', description='`smoke`, `quick` or `paper`')
+    budget: str = Field('quick', description='`smoke`, `quick`, `paper`, `fast` or `published`')
     overrides: dict = _dict('fields of the budget that differ')
 
     # methods that differ from the built-in ones
@@ -172,6 +179,17 @@ def _merge(*fields: dict) -> dict:
     return out
 
 # %% ../../nbs/study/00_records.ipynb #c006stdyc3
+@patch(as_prop=True)
+def spec(self:Study) -> WorldSpec:
+    "The definition of the world, with the study's `compute` where it says something."
+    s = spec_of(self.world)
+    return s if self.compute == DEFAULT else s.but(compute=self.compute)
+
+@patch
+def keyed(self:Study) -> Study:
+    "The study as far as it decides numbers: a device, or the same numbers in less memory, make no other results."
+    return self.but(compute=self.compute.numbers)
+
 @patch(as_prop=True)
 def limits(self:Study) -> Budget:
     "The budget. Of a study that was cut down for one step, the fields that this step reads, and no others."

@@ -7,7 +7,7 @@ __all__ = ['Answers', 'Run']
 
 # %% ../../nbs/study/07_run.ipynb #c003
 import json, re, shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch, numpy as np, pandas as pd
@@ -20,10 +20,10 @@ from .records import BUDGETS, READS, Study, run_folder
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
-from ..worlds.data import Benchmark
+from ..worlds.data import Benchmark, subject_for, templates_for
 from ..worlds.generate import generate
 from ..worlds.load import load_world, local_path
-from ..worlds.world import provider, spec_of
+from ..worlds.world import provider
 
 # %% ../../nbs/study/07_run.ipynb #c016
 @dataclass
@@ -79,7 +79,7 @@ class Run:
         self.home = project_path(home) if home else scratch
         self.given = dict(
             study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
-        self.limits, self.spec = self.study.limits, spec_of(self.study.world)
+        self.limits, self.spec = self.study.limits, self.study.spec
         self.data = provider(self.spec)
         if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
             raise ForgetError(
@@ -102,7 +102,7 @@ class Run:
     @cached_property
     def world(self): return load_world(self.spec)
     @cached_property
-    def subject(self): return self.data.subject(self.concept, self.world.resolution, self.spec.token)
+    def subject(self): return subject_for(self.data, self.spec, self.concept, self.world.resolution)
     @cached_property
     def adapted(self):
         file = local_path(self.checkpoint) if self.checkpoint else self.folder/'adapter.safetensors'
@@ -193,7 +193,7 @@ def fresh(self:Run, name: str, split: str) -> Benchmark:
     b = self.data.benchmark(name, split, self.world.resolution, usual + self.limits.fresh)
     seen = {x.numpy().tobytes() for x in first.images}
     new = torch.tensor([x.numpy().tobytes() not in seen for x in b.images])
-    return replace(b, images=b.images[new], labels=b.labels[new], groups=b.groups[new])
+    return b.take(new)
 
 # %% ../../nbs/study/07_run.ipynb #c016e4
 def _made(name: str) -> str:
@@ -259,12 +259,12 @@ def unrelated(self:Run) -> tuple[list[str], list[int]]:
 
 # %% ../../nbs/study/07_run.ipynb #c016f2
 @patch
-def portraits(self:Run, phrase: str|None=None) -> tuple[list[str], list[int]]:
-    "Evaluation prompts of the subject and seeds, one per image."
-    ts, n = self.data.eval_templates(), self.limits.per_template
-    phrase = phrase or self.subject.phrase
+def portraits(self:Run, concept: str='') -> tuple[list[str], list[int]]:
+    "Evaluation prompts of the run's subject, or of another of the study's, and seeds, one per image."
+    s = subject_for(self.data, self.spec, concept, self.world.resolution) if concept else self.subject
+    ts, n = templates_for(self.data, concept or self.concept), self.limits.per_template
     seeds = [seed_for(0, 'portrait', i, j) for i in range(len(ts)) for j in range(n)]
-    return [t.format(phrase) for t in ts for _ in range(n)], seeds
+    return [t.format(s.phrase) for t in ts for _ in range(n)], seeds
 
 @patch
 def images(self:Run, world, prompts: list[str], seeds: list[int], desc: str='generate') -> torch.Tensor:

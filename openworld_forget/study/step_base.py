@@ -11,14 +11,16 @@ from ..core import save_tensors
 from ..metrics.classify import save_scores
 from ..metrics.semantic import accuracy, flip_rate, paired_interval
 from .run import Run
+from ..worlds.archives import save_subset
 from ..worlds.data import Benchmark
 
 # %% ../../nbs/study/08_step_base.ipynb #c004
 def base_scores(run: Run, name: str, split: str) -> tuple[Benchmark, dict, list[str]]:
     """The base's answers under both noise plans: (benchmark, predictions [n] by floor, files).
 
-    The scores are written to the base's folder."""
-    b, predictions, files = run.benchmark(name, split), {}, []
+    The scores are written to the base's folder, beside the list of the images if they are read, not drawn."""
+    b, predictions = run.benchmark(name, split), {}
+    files = save_subset(b, run.folder)
     for floor in (False, True):
         s = run.scores(run.world, b, floor, f'{name} {split}')
         predictions[floor] = s.predictions.numpy()

@@ -24,6 +24,7 @@ from .results import collect
 from .run import Answers, Run
 from ..training.checkpoints import load_adapted
 from ..training.methods import LAMBDA, Method
+from ..worlds.data import subject_for
 
 # %% ../../nbs/study/12_tables.ipynb #c007
 def kinds(study: Study) -> pd.DataFrame:
@@ -325,8 +326,8 @@ def unrelated_images(folder) -> torch.Tensor:
 # %% ../../nbs/study/12_tables.ipynb #c027same
 def same_seed(run: Run, concept: str, portraits: int=5, unrelated: int=7) -> Wall:
     "The subject and unrelated prompts, of the base and of every method, from the same noise."
-    s, lim = run.data.subject(concept, run.world.resolution, run.spec.token), run.limits
-    p, q = run.portraits(s.phrase)
+    s, lim = subject_for(run.data, run.spec, concept, run.world.resolution), run.limits
+    p, q = run.portraits(concept)
     u, _ = run.unrelated()
     mine = list(range(0, min(portraits*lim.per_template, len(p)), lim.per_template))
     others = list(range(0, min(unrelated*lim.per_prompt, len(u)), lim.per_prompt))

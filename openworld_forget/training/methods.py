@@ -8,10 +8,11 @@ __all__ = ['LAMBDA', 'METHODS', 'FORMS', 'Method', 'method', 'recipe_of', 'terms
 # %% ../../nbs/training/03_methods.ipynb #c003
 import os, shutil
 from pathlib import Path
+import torch
 from pydantic import Field, field_validator
 from ..core import Record, atomic, choose, content_key, load_tensors, tensor_shapes
 from ..source import source_key
-from .adapt import Adaptation, adapt, freeze, load_own, save_adapted
+from .adapt import Adaptation, adapt, load_own, save_adapted, trainable, trained
 from .fit import Recipe, checkpoint_key, fit
 from .regularize import SOURCES, Objective, Term, correction_terms, prior_term
 from ..worlds.data import Subject
@@ -97,7 +98,8 @@ def run_key(base: World, subject: Subject, m: Method, seed: int=0) -> str:
     texts = base.tokens([subject.instance_prompt, subject.class_prompt])
     data = [base.spec.data] if m.corrected and 'generic' in m.source else []        # where generic captions come from
     source = source_key('openworld_forget.training.methods', *data)
-    return content_key(base.key, texts, subject.key, m, recipe_of(base, m), int(seed), source)
+    how = {k: v for k, v in base.spec.compute.numbers.items() if k in ('adam_8bit', 'compile')}    # others: base.key
+    return content_key(base.key, texts, subject.key, m, recipe_of(base, m), int(seed), source, *([how] if how else []))
 
 # %% ../../nbs/training/03_methods.ipynb #c012d
 def _kept(base: World, path, key: str) -> tuple[World, list[dict]]|None:
@@ -126,15 +128,17 @@ def customize(
     if not (kept := _kept(base, path, key)) and (kept := _kept(base, store, key)): _link(store, path)
     if kept: return kept[0].but(label=m.name), kept[1]
     w, params = adapt(base, m.adaptation, subject.token)
+    trainable(w, params)
     loss = Objective(base, w, subject, terms_of(base, subject, m, seed, cache), r.batch, seed, r.forward)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
         print(f'{ckpt} is of another run, or of other source: the training starts again.')
         ckpt.unlink()
-    log, _ = fit(params, loss, r, ckpt, every=every, key=key, desc=m.name)
+    how = dict(eight=base.spec.compute.adam_8bit, scaled=base.dtype == torch.float16)
+    log, _ = fit(params, loss, r, ckpt, every=every, key=key, desc=m.name, **how)
     if path:
         about = dict(run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed)
         save_adapted(path, base, params, m.adaptation, subject.token, **about)
         ckpt.unlink(missing_ok=True)
         if store: _link(path, store)
-    return freeze(w).but(label=m.name), log
+    return trained(w, params, base.dtype).but(label=m.name), log

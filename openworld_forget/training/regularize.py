@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'STREAMS', 'AHEAD', 'Term', 'generated_latents', 'prior_term', 'correction_terms', 'Batch',
-           'PlainObjective', 'raw_outputs', 'grouped', 'Objective']
+           'PlainObjective', 'raw_outputs', 'taught', 'grouped', 'Objective']
 
 # %% ../../nbs/training/02_regularize.ipynb #c003
 from dataclasses import dataclass
 import torch
+from ..batches import at_once, in_pieces
 from ..core import ForgetError, choose, generator, seed_for
-from ..worlds.data import Subject
+from ..worlds.data import Subject, captions_for
 from ..worlds.generate import generate
 from ..worlds.world import World, provider
 
@@ -47,7 +48,8 @@ STREAMS = {'class': 'prior', 'instance': 'instance as class'}          # where a
 def _correction(world, subject, part: str, weight: float, share: float, n: int, seed: int, cache) -> Term:
     "The correction on one kind of images."
     m = len(subject.images) if part == 'instance' else n
-    captions = provider(world.spec).generic_captions(m, seed) if part == 'generic' else [subject.class_prompt]*m
+    generic = part == 'generic'
+    captions = captions_for(provider(world.spec), subject, m, seed) if generic else [subject.class_prompt]*m
     if part == 'instance': z = world.encode(subject.images)                                 # (m, c, h, w)
     else: z = generated_latents(world, captions, seed, 'generic' if part == 'generic' else 'class', cache)
     if any(subject.token in x.split() for x in captions):
@@ -76,7 +78,7 @@ class Batch:
     "Noised images, and what they were made of."
     x: torch.Tensor             # noised latents z_t, (n, c, h, w)
     t: torch.Tensor             # timesteps, (n,)
-    c: torch.Tensor             # text states, (n, length, width)
+    c: torch.Tensor             # text states, (n, *text_shape)
     z: torch.Tensor             # latents, (n, c, h, w)
     e: torch.Tensor             # noise, (n, c, h, w)
 
@@ -98,7 +100,9 @@ class PlainObjective:
             self.streams[p.stream] = first, max(n, self.count(p))
         texts = sorted({c for p in self.terms for c in p.captions})
         with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
-        self.trains_text = any(p.requires_grad for p in adapted.text_encoder.parameters())
+        self.trains_text = any(p.requires_grad for m in adapted.encoders.values() for p in m.parameters())
+        half = dict(dtype=base.dtype, enabled=base.dtype in (torch.float16, torch.bfloat16))
+        self.mixed = lambda: torch.autocast(base.device.type, **half)   # what is trained is in float32: cast where used
         self.wide = torch.promote_types(base.dtype, torch.float32)      # of the losses, also in a half-precision world
 
     def count(self, p: Term) -> int: return max(1, round(p.share*self.batch))
@@ -112,7 +116,8 @@ class PlainObjective:
         e = torch.randn((n, *self.base.latent_shape), generator=g).to(self.base.device, self.base.dtype)
         z = p.latents[i.to(p.latents.device)]                                               # (n, c, h, w)
         captions = [p.captions[k] for k in i.tolist()]
-        if stream == 'instance' and self.trains_text: c = self.adapted.encode_text(captions)
+        if stream == 'instance' and self.trains_text:
+            with self.mixed(): c = self.adapted.encode_text(captions)
         else: c = torch.stack([self.states[k] for k in captions])                           # (n, length, width)
         return Batch(self.base.add_noise(z, e, t), t, c, z, e)
 
@@ -126,7 +131,8 @@ class PlainObjective:
         for p in self.terms:
             b = self.draw(p.stream, step).first(self.count(p))
             with torch.no_grad(): y = self.base.predict(b.x, b.t, b.c) if p.teacher else self.base.target(b.z, b.e, b.t)
-            self.add(losses, p, self.adapted.predict(b.x, b.t, b.c), y)
+            with self.mixed(): out = self.adapted.predict(b.x, b.t, b.c)
+            self.add(losses, p, out, y)
         return losses
 
 # %% ../../nbs/training/02_regularize.ipynb #c007e
@@ -134,6 +140,15 @@ def raw_outputs(world: World, batches: list[Batch]) -> tuple[torch.Tensor, ...]:
     "What the denoiser says about several batches, in one forward: (n_k, c, h, w) for each."
     x, t, c = (torch.cat([getattr(b, k) for b in batches]) for k in ('x', 't', 'c'))        # (sum of n_k, ...)
     return world.predict(x, t, c).split([len(b) for b in batches])
+
+@torch.no_grad()
+def taught(world: World, batches: list[Batch]) -> tuple[torch.Tensor, ...]:
+    "The same without gradients: in one forward where the memory allows, else in several."
+    x, t, c = (torch.cat([getattr(b, k) for b in batches]) for k in ('x', 't', 'c'))        # (sum of n_k, ...)
+    n = at_once(len(x), world.unet, 'denoise', world.latent_shape[-1])
+    def part(a, b): return world.predict(x[a:b], t[a:b], c[a:b])
+    y = in_pieces(part, len(x), n, world.unet, 'denoise')
+    return (y[0] if len(y) == 1 else torch.cat(y)).split([len(b) for b in batches])
 
 def grouped(sizes: dict[str, int], most: int) -> list[list[str]]:
     "Names, in their order, in groups whose sizes add up to `most` at most (0: one group); what is larger is alone."
@@ -144,7 +159,7 @@ def grouped(sizes: dict[str, int], most: int) -> list[list[str]]:
     return groups
 
 # %% ../../nbs/training/02_regularize.ipynb #c008
-AHEAD = 8       # steps for which the base answers in one forward: whole blocks, so a resumed run has the same batches
+AHEAD = 8       # steps for which the base answers at once: whole blocks, so a resumed run has the same batches
 
 # %% ../../nbs/training/02_regularize.ipynb #c008b
 class Objective(PlainObjective):
@@ -165,14 +180,14 @@ class Objective(PlainObjective):
             first = step - step % AHEAD
             steps = range(first, first + AHEAD)
             asked = [self.draw(p.stream, k).first(self.count(p)) for k in steps for p in self.teachers]
-            y = iter(raw_outputs(self.base, asked))
+            y = iter(taught(self.base, asked))
             self.ahead.update({k: {p: next(y) for p in self.teachers} for k in steps})
         return self.ahead[step]
 
     def group_loss(self, step: int, streams: list[str]) -> dict[str, torch.Tensor]:
         "The losses of the terms that see these streams, from one forward."
         shown, losses = {k: self.draw(k, step) for k in streams}, {}
-        outs = dict(zip(shown, raw_outputs(self.adapted, list(shown.values()))))
+        with self.mixed(): outs = dict(zip(shown, raw_outputs(self.adapted, list(shown.values()))))
         for p in (p for p in self.terms if p.stream in shown):
             b = shown[p.stream].first(self.count(p))
             y = self.answers(step)[p] if p.teacher else self.base.target(b.z, b.e, b.t)         # (n, c, h, w)

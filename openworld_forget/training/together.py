@@ -39,15 +39,23 @@ def parts_of(text: str|Path) -> list[tuple[Path, float]]:
     return out if len(out) > 1 else []
 
 # %% ../../nbs/training/07_together.ipynb #c009
-def _new_words(base: World, w: World) -> dict[str, torch.Tensor]:
-    "word -> vectors [n, width] that a world has and its base has not."
-    new = {k: i for k, i in w.tokenizer.get_added_vocab().items() if k not in base.tokenizer.get_vocab()}
-    rows = w.text_encoder.get_input_embeddings().weight
-    further = {f'{k}_{i}' for k in new for i in range(1, len(new)) if f'{k}_{i}' in new}
-    def vectors(k):
-        own = [k, *(f'{k}_{i}' for i in range(1, len(new)) if f'{k}_{i}' in further)]
-        return torch.stack([rows[new[x]] for x in own]).detach()
-    return {k: vectors(k) for k in new if k not in further}
+def _new_words(base: World, w: World) -> dict[str, dict[str, torch.Tensor]]:
+    "word -> text encoder -> vectors [n, width] that a world has and its base has not."
+    out = {}
+    for (part, m), tok, old in zip(w.encoders.items(), w.tokenizers.values(), base.tokenizers.values()):
+        new = {k: i for k, i in tok.get_added_vocab().items() if k not in old.get_vocab()}
+        rows = m.get_input_embeddings().weight
+        further = {f'{k}_{i}' for k in new for i in range(1, len(new)) if f'{k}_{i}' in new}
+        for k in new.keys() - further:
+            own = [k, *(f'{k}_{i}' for i in range(1, len(new)) if f'{k}_{i}' in further)]
+            out.setdefault(k, {})[part] = torch.stack([rows[new[x]] for x in own]).detach()
+    return out
+
+# %% ../../nbs/training/07_together.ipynb #c010t
+def _taught(w: World) -> dict[tuple[str, int], torch.Tensor]:
+    "(text encoder, token id) -> the vector [width] that Custom Diffusion taught a word of the vocabulary."
+    rows = {part: m.get_input_embeddings() for part, m in w.encoders.items()}
+    return {(part, r.index): r.row.detach() for part, r in rows.items() if isinstance(r, RowEmbedding)}
 
 # %% ../../nbs/training/07_together.ipynb #c010
 def load_together(
@@ -64,20 +72,19 @@ def load_together(
         for k, v in _new_words(base, w).items():
             if k in words: raise ForgetError(f'{path}: the word {k!r} is taught by another of the files, too.')
             words[k] = v
-        row = w.text_encoder.get_input_embeddings()
-        if isinstance(row, RowEmbedding):
-            if row.index in rows:
-                word = base.tokenizer.convert_ids_to_tokens(row.index)
-                raise ForgetError(f'{path}: two of the files teach the word {word.removesuffix("</w>")!r} vectors of '
-                                  'its own. Train one of them with another token.')
-            rows[row.index] = row.row.detach()
+        taught = _taught(w)
+        if twice := taught.keys() & rows.keys():
+            word = base.tokenizer.convert_ids_to_tokens(next(i for part, i in sorted(twice) if part == 'text_encoder'))
+            raise ForgetError(f'{path}: two of the files teach the word {word.removesuffix("</w>")!r} vectors of '
+                              'its own. Train one of them with another token.')
+        rows |= taught
         for k, d in differences(base, path).items():
-            if not (isinstance(row, RowEmbedding) and 'embedding' in k): total[k] = total.get(k, 0) + s*d
+            if not (taught and 'embedding' in k): total[k] = total.get(k, 0) + s*d
     out = changed_weight(base, total.items(), 1., label)
     for k, v in words.items(): out = add_token(out, k, v, label)
     if rows:
-        text = clone(out.text_encoder)
+        texts = {part: clone(m) for part, m in out.encoders.items()}
         with torch.no_grad():
-            for i, v in rows.items(): text.get_input_embeddings().weight[i] = v
-        out = out.but(text_encoder=text)
+            for (part, i), v in rows.items(): texts[part].get_input_embeddings().weight[i] = v
+        out = out.but(**texts)
     return freeze(out.but(spec=base.spec)).but(label=label)

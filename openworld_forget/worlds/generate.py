@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
+from ..batches import at_once, in_pieces
 from ..core import ForgetError, cached, content_key, noise
 from ..source import source_key
 from .world import World, check_batch
@@ -40,18 +41,22 @@ def _asked(world: World, prompts, seeds, steps, guidance) -> tuple[list[str], li
 def _sampled(world: World, prompts, seeds, steps: int, guidance: float, batch: int, desc: str) -> torch.Tensor:
     "uint8 [n, 3, H, W]; every image starts from the noise of its own seed."
     pipe, names = world.pipeline(), list(dict.fromkeys(prompts))
-    # (length, width) each
+    # text states, one for each prompt
     text, null = dict(zip(names, world.encode_text(names))), world.encode_text([''])
-    out = []
-    for i in tqdm(range(0, len(prompts), batch), desc=desc, leave=False):
-        p, s = prompts[i:i+batch], seeds[i:i+batch]
+    times = 1 + (guidance > 1)                              # forwards of an image in one step
+    batch = at_once(batch, world.unet, 'denoise', world.latent_shape[-1], times)
+    def part(a, b):
+        p, s = prompts[a:b], seeds[a:b]
         z = torch.stack([noise(world.latent_shape, k, 'generate', [0])[0] for k in s])             # (b, c, h, w)
         z = pipe(
-            prompt_embeds=torch.stack([text[q] for q in p]), negative_prompt_embeds=null.expand(len(p), -1, -1),
+            **world.prompted(torch.stack([text[q] for q in p]), null.expand(len(p), -1, -1)),
             latents=z.to(world.device, world.dtype), num_inference_steps=steps, guidance_scale=guidance,
             output_type='latent').images
-        out.append((world.decode(z)*255).round().to(torch.uint8).cpu())
-    return torch.cat(out)
+        x = (world.decode(z)*255).round().to(torch.uint8).cpu()
+        bar.update(len(x))
+        return x
+    with tqdm(total=len(prompts), desc=desc, leave=False) as bar:
+        return torch.cat(in_pieces(part, len(prompts), batch, world.unet, 'denoise', times))
 
 # %% ../../nbs/worlds/06_generate.ipynb #c006a2
 @torch.no_grad()
@@ -62,7 +67,7 @@ def generate(
     *,
     steps: int|None=None,       # DDIM steps; the world's default when None
     guidance: float|None=None,  # guidance scale; the world's default when None
-    batch: int=50,
+    batch: int=50,              # images at once, at most: fewer where the device has less room
     # folder for results, keyed by world, prompts, seeds, sampler and the source that makes them
     cache: Path|None=None,
     desc: str='generate',

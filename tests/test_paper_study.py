@@ -1,0 +1,60 @@
+"""The paper's study file, its world swapped for tiny ones of random weights in the layouts of SD 1.5, SD 2.1 (velocity) and SDXL, on all seven benchmarks in
+their official layouts: planned, run and reported at the smallest size."""
+import os, subprocess, sys
+
+import pandas as pd, pytest, torch, yaml
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
+
+import archives
+from conftest import ROOT
+from openworld_forget.study.tables import PAPER_BENCHMARKS, PAPER_WORST
+from openworld_forget.worlds.tiny import save_world, tiny_sd2_world, tiny_world, tiny_xl_world
+
+LAYOUTS = {'sd15': tiny_world, 'sd21': tiny_sd2_world, 'sdxl': tiny_xl_world}
+
+def judges(world, folder):
+    "A CLIP and a DINO of random weights, as transformers saves them."
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    look = dict(small, image_size=32, patch_size=8)
+    words = dict(small, vocab_size=len(world.tokenizer), max_position_embeddings=77,
+                 eos_token_id=world.tokenizer.eos_token_id, pad_token_id=world.tokenizer.pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(CLIPConfig(text_config=words, vision_config=look, projection_dim=16)).save_pretrained(folder/'clip')
+        ViTModel(ViTConfig(**look), add_pooling_layer=False).save_pretrained(folder/'dino')
+    world.tokenizer.save_pretrained(folder/'clip')
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "Seven tiny archives, and one subject."
+    d = tmp_path_factory.mktemp('data')
+    archives.make_all(d, per_class=2, classes=3)
+    (d/'subjects/can').mkdir(parents=True)
+    for i in range(3): Image.effect_noise((70, 80), 20 + 20*i).save(d/f'subjects/can/{i}.png')
+    (d/'subjects/can/class.txt').write_text('can')
+    return d
+
+@pytest.mark.parametrize('like', LAYOUTS)
+def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
+    w = LAYOUTS[like]()
+    save_world(w, tmp_path/'model'); judges(w, tmp_path)
+    study = yaml.safe_load((ROOT/'studies/paper-sd15.yaml').read_text())
+    assert set(study['methods']) >= set(PAPER_WORST) and len(study['concepts']) == 10 and study['reports'] == ['summary', 'paper']
+    study |= dict(concepts=['can'], methods=['db-dc'], budget='smoke', overrides={'benchmarks': 7}, compute={}, world=dict(
+        name='tiny', like=like, source=f'{tmp_path}/model', clip=f'{tmp_path}/clip', clip_revision=None, features=f'{tmp_path}/dino', token='x'))
+    (tmp_path/'s.yaml').write_text(yaml.safe_dump(study))
+    def run(*more):
+        return subprocess.run([sys.executable, '-m', 'openworld_forget.study', str(tmp_path/'s.yaml'), *more], cwd=ROOT, capture_output=True, text=True, timeout=900,
+                              env={**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data), 'OMP_NUM_THREADS': '1'}, stdin=subprocess.DEVNULL)
+    if like == 'sd15':
+        plan = run('--dry-run', '--rate', '100'); assert plan.returncode == 0, plan.stderr[-2000:]
+        assert '1 runs: 1 subjects, 1 methods' in plan.stdout and '21 test images of 7 benchmarks' in plan.stdout and 'a second.' in plan.stdout
+    r = run('--serial'); assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
+    home = tmp_path/'out/paper-sd15'
+    t = pd.read_csv(home/'tables/beside-the-paper.csv')
+    t = t.set_index('benchmark').loc[PAPER_BENCHMARKS].reset_index()
+    assert set(t.method) == {'db-dc'} and (t.n == 3).all() and t.lost.between(-100, 100).all() and len(t) == 7
+    assert t.paper_worst.tolist() == PAPER_WORST['db-dc'] and (home/'paper.html').is_file()
+    lists = sorted(p.name for p in home.rglob('*.csv') if p.name.startswith('images-') or p.name.startswith('subset-'))
+    assert len(lists) >= 7, lists
