@@ -4,9 +4,10 @@
 
 To be run on the login node. What must hold there: nbs/howto/02_cluster.ipynb. Set the variables, or write into a copy of this file.
 """
-import os, shlex, sys
+import os, shlex, socket, sys
 from functools import partial
 from pathlib import Path
+import psutil
 from parsl import Config, HighThroughputExecutor
 from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.launchers import SingleNodeLauncher
@@ -33,7 +34,7 @@ config = Config(
     strategy='simple',                      # ask for nodes when steps wait, give them back when none do
     max_idletime=60.,
     executors=[HighThroughputExecutor(
-        label='slurm', address=ADDRESS,
+        label='slurm', address=ADDRESS or 'all',
         available_accelerators=GPUS, max_workers_per_node=WORKERS, cores_per_worker=1e-3,
         heartbeat_period=max(1, SILENCE//4), heartbeat_threshold=SILENCE,
         drain_period=(3600*hours + 60*minutes + seconds)//2,    # later a node begins no step: its hours would be over before the end
@@ -47,3 +48,6 @@ config = Config(
         ),
     )],
 )
+if not ADDRESS:     # all that this machine has are tried (Parsl would, for one more, ask a server on the internet)
+    config.executors[0].address = None
+    config.executors[0].all_addresses = {a.address for x in psutil.net_if_addrs().values() for a in x if a.family == socket.AF_INET}

@@ -42,3 +42,9 @@ def same_process():
     for k in set(os.environ) - set(env): del os.environ[k]
     os.environ.update(env)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
+def pytest_collection_modifyitems(config, items):
+    "Slow tests run when they are asked for."
+    if 'slow' in (config.option.markexpr or ''): return
+    for item in items:
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason="slow: minutes. `make test ARGS='-m slow'` runs it"))

@@ -115,6 +115,7 @@ up() {
         command -v $c >/dev/null || fail "there is no $c. Debian: apt-get install slurmctld slurmd slurm-client munge iproute2 util-linux"
     done
     down
+    if ip link show $BRIDGE >/dev/null 2>&1; then fail "another cluster runs here: SLURM_HERE=its/folder tools/slurm_here.sh down"; fi
     rm -rf "$D"
     configure
     ip link add $BRIDGE type bridge
@@ -130,8 +131,9 @@ up() {
 }
 
 down() {
+    [ -f "$D/slurm.conf" ] || return 0                          # it never ran, or not from this folder
     for h in node1 node2 head; do stop $h; done
-    if ip link show $BRIDGE >/dev/null 2>&1; then ip link del $BRIDGE; fi
+    if [ -z "$(ip link show master $BRIDGE 2>/dev/null)" ] && ip link show $BRIDGE >/dev/null 2>&1; then ip link del $BRIDGE; fi
 }
 
 case ${1:-} in

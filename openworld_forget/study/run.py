@@ -13,10 +13,11 @@ from pathlib import Path
 import torch, numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import ForgetError, alone, cached, choose, content_key, outputs, project_path, seed_for
-from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, load_scores, save_scores
+from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, shards
+from ..metrics.classify import load_scores, merge_scores, save_scores
 from ..source import PACKAGE, source_key
 from .files import made_by, read_study, study_reports
-from .records import BUDGETS, READS, Study, run_folder
+from .records import BUDGETS, READS, Study, run_folder, shard_folder
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
@@ -204,18 +205,43 @@ def _made(name: str) -> str:
 
 # %% ../../nbs/study/07_run.ipynb #c016e5
 @patch
-def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
-    "What a world answers on a benchmark under the study's noise plan, or the floor's; kept in `shared()`."
+def shard(self:Run, world, b: Benchmark, at: range, floor: bool=False, desc: str='classify') -> Scores:
+    """What a world answers on a range of a benchmark's images under the study's noise plan, or the floor's; kept in
+    `shared()`."""
     plan, how = self.noise_plan(b.name, floor), self.protocol(b.name)
-    key = content_key(world.key, world.tokens(b.prompts), b.key, plan, how, _made('scores'))
+    key = content_key(world.key, world.tokens(b.prompts), b.key, at.start, at.stop, plan, how, _made('shard'))
     f = self.cache/f'scores-{key}.safetensors'
     if not f.exists():
         with alone(f):
             if not f.exists():                              # another process may have asked meanwhile
-                z = self.world.encode(b.images)
-                s = classify(world, z, b.prompts, plan, how.stages, loss=how.loss, desc=desc)
-                save_scores(f, s, plan=plan, world=world.key, benchmark=b.key)
+                z = self.world.encode(b.images[at.start:at.stop])
+                s = classify(world, z, b.prompts, plan, how.stages, loss=how.loss, images=at, desc=desc)
+                save_scores(f, s, plan=plan, world=world.key, benchmark=b.key, images=[at.start, at.stop])
     return load_scores(f)[0]
+
+@patch
+def scores(self:Run, world, b: Benchmark, floor: bool=False, desc: str='classify') -> Scores:
+    "What a world answers on a benchmark, shard by shard: those that are not there yet are classified here."
+    return merge_scores([self.shard(world, b, at, floor, desc) for at in shards(len(b))])
+
+# %% ../../nbs/study/07_run.ipynb #c016e5c
+@patch
+def shard_step(self:Run, name: str, split: str, part: int) -> tuple[Benchmark, range]:
+    """Classify a part of a benchmark: with the base under both noise plans, or with a run. The benchmark and its range
+    of images."""
+    b = self.benchmark(choose(name, [n for n, _ in self.benchmarks()], 'benchmark'), split)
+    every = shards(len(b))
+    if not 0 <= part < len(every):
+        raise ForgetError(
+            f'{name} ({split}) has {len(b)} images, in parts 0 to {len(every) - 1}: there is no part {part}.')
+    for floor in (False,) if self.method else (False, True):
+        self.shard(self.adapted if self.method else self.world, b, every[part], floor, f'{name} {split}, part {part}')
+    return b, every[part]
+
+@patch
+def finish_shard(self:Run, name: str, split: str, part: int):
+    "Write the manifest of such a step."
+    write_step(shard_folder(self.folder, name, split, part), 'shard', self.key)
 
 # %% ../../nbs/study/07_run.ipynb #c016e6
 @patch
