@@ -61,7 +61,7 @@ def test_a_site_that_cannot_be_is_an_error_that_says_why(settings):
     settings()
     with pytest.raises(ForgetError, match='OWF_KUBE_IMAGE'): read_site(ROOT/'sites/kubernetes.py')
     settings(OWF_SLURM_NODES='many')
-    with pytest.raises(ForgetError, match="slurm.py .*fails: ValueError.*'many'"): read_site(ROOT/'sites/slurm.py')
+    with pytest.raises(ForgetError, match=r"slurm.py .*fails: ValueError.*'many'"): read_site(ROOT/'sites/slurm.py')
 
 def test_a_wrong_site_is_one_error_before_anything_starts(tmp_path, monkeypatch, capsys):
     "Named by --site or by OWF_SITE; a study that runs here does not look at it."
@@ -187,6 +187,49 @@ def test_a_step_whose_worker_is_lost_is_begun_again_and_one_that_fails_is_not(tm
     assert len((home/'tries').read_text().split()) == 2 and (home/'gone').read_text() == 'True' and (home/'after').exists()
     assert (home/'broken').read_text() == 'x'
 
+WARM = """
+import os, subprocess, sys, time
+from pathlib import Path
+import psutil
+from openworld_forget.study.engine import surroundings
+from openworld_forget.study.warm import nursed
+ask = "import os, sys; from openworld_forget.study.warm import warm_run; warm_run([sys.executable, '-m', 'stay'], dict(os.environ), os.environ['LOG'])"
+here = Path(sys.argv[1])
+(here/'stay.py').write_text("import os, time\\nat = os.environ['LOG']\\nopen(at + '.pid', 'w').write(str(os.getpid()))\\nos.rename(at + '.pid', at + '.began')\\ntime.sleep(600)")
+(here/'log').touch()
+with nursed([], surroundings(1), here):
+    worker = subprocess.Popen([sys.executable, '-c', ask], env={**os.environ, 'LOG': str(here/'log')})
+    while not (here/'log.began').exists() and worker.poll() is None: time.sleep(.05)
+    step = psutil.Process(int((here/'log.began').read_text()))
+    worker.kill()
+    worker.wait()
+    step.wait(60)
+    print('gone')
+"""
+
+def test_a_warm_step_ends_with_its_worker(tmp_path):
+    "It is a fork of the nursery, not the worker's child."
+    with tempfile.TemporaryDirectory() as short:
+        said = subprocess.run([sys.executable, '-c', WARM, short], env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{short}'}, cwd=tmp_path,
+                              capture_output=True, text=True, timeout=300)
+    assert said.stdout == 'gone\n', said.stdout + said.stderr
+
+def test_nodes_on_which_nothing_starts_are_one_error(tmp_path, monkeypatch):
+    "A queue may be long, so time does not tell: jobs that end before a worker has registered do."
+    from openworld_forget.study import engine
+    monkeypatch.setenv('OWF_SITE', 'site.py')
+    job = lambda over: SimpleNamespace(terminal=over)
+    executor = SimpleNamespace(interchange_proc=SimpleNamespace(poll=lambda: None), connected_managers=list, status_facade={})
+    long_ago = time.monotonic() - 1e5
+    (tmp_path/'block.stderr').write_text('python: command not found')
+    for jobs in ([], [job(False)]*9, [job(True)]*2 + [job(False)]):
+        executor.status_facade = dict(enumerate(jobs))
+        assert engine.engine_alive(executor, long_ago, tmp_path) is False
+    executor.status_facade = dict(enumerate([job(True)]*3))
+    with pytest.raises(ForgetError, match=r'no worker on 3 blocks of nodes(?s:.*)command not found'): engine.engine_alive(executor, long_ago, tmp_path)
+    executor.connected_managers = lambda: ['node1']
+    assert engine.engine_alive(executor, long_ago, tmp_path)
+
 # --- a real cluster -------------------------------------------------------------------------------------------------
 STUDY = 'name: cluster\nworld: mini\nconcepts: [cat-noto]\nmethods: [db]\nseeds: [0]\nbudget: smoke\n'
 
@@ -233,7 +276,8 @@ def test_a_study_on_a_cluster_that_loses_a_node_makes_the_tables_of_a_local_run(
     print(said.replace('\r', '\n')[-3000:])
     lost = next((cluster/'there/cluster/.engine').glob('*/parsl.log')).read_text()
     assert code == 0 and 'FAILED' not in said and 'ManagerLost' in lost
-    here = subprocess.run(command, cwd=ROOT, env={**env, 'OWF_OUTPUTS': str(cluster/'here')}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3000)
+    here = subprocess.run(command, cwd=ROOT, env={**env, 'OWF_OUTPUTS': str(cluster/'here')}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=3000)
     assert not here.returncode, here.stdout + here.stderr
     a, b = (collect(cluster/x/'cluster') for x in ('here', 'there'))
     assert len(a) > 100 and list(a.columns) == list(b.columns)
