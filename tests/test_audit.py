@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import ROOT
 from openworld_forget.audit.audited import Audited
-from openworld_forget.audit.command import arguments, main, steps_of
+from openworld_forget.audit.command import _ready as ready_to_audit, arguments, main, steps_of
 from openworld_forget.audit.leak import GROUPS, called, asked_of, copycat, fresh_pictures, leak, likeness
 from openworld_forget.audit.looks import Recognized
 from openworld_forget.audit.scan import base_pictures, reliability, scan, word_table
@@ -124,6 +124,7 @@ def test_a_stack_is_audited_with_its_strengths(on_tiny, tmp_path, capsys):
     for text, more, says in ((f'{file}+{tmp_path}/no.safetensors', [], 'no file'), (f'{file}+{file}', ['--strength', '0,1'], 'strengths of its own')):
         assert main(['audit', text, *args[1:], *more]) == 2
         assert says in capsys.readouterr().err
+    x = steps_of(f'{file}+{file}:0.5', arguments(args), ''); assert ready_to_audit([x], x[1], 1.).rate > 0      # what the command does before its first step
 
 @pytest.fixture(scope='module')
 def audited(tmp_path_factory):
@@ -133,11 +134,15 @@ def audited(tmp_path_factory):
     t = load_file(d/'own.safetensors')
     save_file(t, d/'pytorch_lora_weights.safetensors', {'modelspec.trigger_phrase': 'x cat'})
     (d/'words.csv').write_text('\n'.join(f'{x.name},{x.category}' for x in WORDS))
-    cmd = [sys.executable, '-m', 'openworld_forget.audit', str(d/'pytorch_lora_weights.safetensors'), '--base', str(d/'sd'), '--words', str(d/'words.csv'),
-           '--budget', 'smoke', '--out', str(d/'out')]
-    env = {**os.environ, 'OWF_OUTPUTS': str(d/'outputs'), 'OWF_DATA': str(d/'data'), 'OMP_NUM_THREADS': '1', 'TRANSFORMERS_VERBOSITY': 'error'}
-    def run(*more): return subprocess.run([*cmd, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
-    return d, run(), run
+    args = [str(d/'pytorch_lora_weights.safetensors'), '--base', str(d/'sd'), '--words', str(d/'words.csv'), '--budget', 'smoke', '--out', str(d/'out')]
+    env = {'OWF_OUTPUTS': str(d/'outputs'), 'OWF_DATA': str(d/'data'), 'OMP_NUM_THREADS': '1', 'TRANSFORMERS_VERBOSITY': 'error'}
+    done = subprocess.run([sys.executable, '-m', 'openworld_forget.audit', *args], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True,
+                          timeout=900, stdin=subprocess.DEVNULL)
+    def again(*more):
+        with pytest.MonkeyPatch.context() as m:
+            for k, v in env.items(): m.setenv(k, v)
+            return main(['audit', *args, *more])
+    return d, done, again
 
 def test_the_command_ends_with_the_answers_and_a_page(audited):
     d, r, _ = audited
@@ -152,10 +157,10 @@ def test_what_it_wrote_is_for_machines_too(audited):
     assert len(r['answers']) == 5 and all(x['verdict'] for x in r['answers'])
     assert r['answers'][1]['verdict'] == 'not measured' and r['leak'] and r['most'][0] == t.word[0]
 
-def test_a_second_call_measures_nothing_and_a_threshold_fails_it(audited):
-    d, _, run = audited; before = (d/'out/audit.ipynb').stat().st_mtime_ns
-    r = run('--fail-above', '0.000001'); assert r.returncode == 3 and 'is above' in r.stderr and (d/'out/audit.ipynb').stat().st_mtime_ns == before
-    assert run('--fail-above', '1000').returncode == 0
+def test_a_second_call_measures_nothing_and_a_threshold_fails_it(audited, capsys):
+    d, _, again = audited; before = (d/'out/audit.ipynb').stat().st_mtime_ns
+    assert again('--fail-above', '0.000001') == 3 and 'is above' in capsys.readouterr().err and (d/'out/audit.ipynb').stat().st_mtime_ns == before
+    assert again('--fail-above', '1000') == 0
 
 @pytest.mark.parametrize('args, says', [
     (['none.safetensors'], 'does not exist'), (['{d}/words.csv'], 'not a safetensors file'), (['{f}', '--base', 'minni'], "Did you mean 'mini'"),

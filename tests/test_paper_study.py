@@ -45,8 +45,9 @@ def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
         name='tiny', like=like, source=f'{tmp_path}/model', clip=f'{tmp_path}/clip', clip_revision=None, features=f'{tmp_path}/dino', token='x'))
     (tmp_path/'s.yaml').write_text(yaml.safe_dump(study))
     def run(*more):
-        return subprocess.run([sys.executable, '-m', 'openworld_forget.study', str(tmp_path/'s.yaml'), *more], cwd=ROOT, capture_output=True, text=True, timeout=900,
-                              env={**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data), 'OMP_NUM_THREADS': '1'}, stdin=subprocess.DEVNULL)
+        cmd = [sys.executable, '-m', 'openworld_forget.study', str(tmp_path/'s.yaml'), *more]
+        env = {**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data), 'OMP_NUM_THREADS': '1'}
+        return subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900, env=env, stdin=subprocess.DEVNULL)
     if like == 'sd15':
         plan = run('--dry-run', '--rate', '100'); assert plan.returncode == 0, plan.stderr[-2000:]
         assert '1 runs: 1 subjects, 1 methods' in plan.stdout and '21 test images of 7 benchmarks' in plan.stdout and 'a second.' in plan.stdout

@@ -172,7 +172,7 @@ def _ready(audits: list[tuple[Audited, list[Step]]], todo: list[Step], startup: 
         x.run.on(w)                                             # one base for all
         x.words, x.adapted
         if x.stack: load_together(w, x.stack)                   # what cannot be stacked is said now
-        if steps[0].params['photos'] or x.subject: feature_judge(x.spec.features)
+        if steps[0].params.get('photos') or x.subject: feature_judge(x.spec.features)
     threads = threads_of(1)
     rate, alone = trial(w, threads)
     startup += time.monotonic() - start

@@ -8,7 +8,7 @@ __all__ = ['STRENGTHS', 'Member', 'epochs', 'strengths', 'members_of', 'Series',
            'rewound', 'rewound_table', 'said_of_rewound']
 
 # %% ../../nbs/audit/07_series.ipynb #c003
-import re
+import filecmp, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
@@ -45,9 +45,11 @@ def epochs(folder: Path|str) -> list[Member]:
     inside = [p for p in folder.iterdir() if p.name[0] != '.'] if folder.is_dir() else []
     parts = [p for p in inside if p.is_dir() and re.fullmatch(r'checkpoint-\d+|epoch[-_]?\d+|step[-_]?\d+', p.name)]
     files = [p for p in inside if p.is_file() and p.suffix == '.safetensors']
-    own = [folder] if parts and files else []       # the final weights beside the checkpoints of their training
-    found = (sorted(parts, key=lambda p: _number(p.name)) + own if parts else
-             sorted(files, key=lambda p: _number(p.stem)))
+    parts.sort(key=lambda p: _number(p.name))
+    def again(f): return (last := parts[-1]/f.name).is_file() and filecmp.cmp(f, last, shallow=False)
+    # the final weights beside the checkpoints of their training, unless the last one is the same
+    own = [folder] if parts and any(not again(f) for f in files) else []
+    found = parts + own if parts else sorted(files, key=lambda p: _number(p.stem))
     if len(found) < 2:
         raise ForgetError(f'{folder} holds no series: expected checkpoint-* folders, or several safetensors files.')
     return [Member('final' if p == folder else p.name if p.is_dir() else p.stem, str(p)) for p in found]
