@@ -195,9 +195,11 @@ from openworld_forget.study.engine import surroundings
 from openworld_forget.study.warm import nursed
 ask = "import os, sys; from openworld_forget.study.warm import warm_run; warm_run([sys.executable, '-m', 'stay'], dict(os.environ), os.environ['LOG'])"
 here = Path(sys.argv[1])
-(here/'stay.py').write_text("import os, time\\nat = os.environ['LOG']\\nopen(at + '.pid', 'w').write(str(os.getpid()))\\nos.rename(at + '.pid', at + '.began')\\ntime.sleep(600)")
+(here/'stay.py').write_text("import os, time\\n"
+    "at = os.environ['LOG']\\nopen(at + '.pid', 'w').write(str(os.getpid()))\\nos.rename(at + '.pid', at + '.began')\\ntime.sleep(600)")
 (here/'log').touch()
 with nursed([], surroundings(1), here):
+    while not Path(os.environ['OWF_NURSERY']).exists(): time.sleep(.05)         # on a busy machine it may be late
     worker = subprocess.Popen([sys.executable, '-c', ask], env={**os.environ, 'LOG': str(here/'log')})
     while not (here/'log.began').exists() and worker.poll() is None: time.sleep(.05)
     step = psutil.Process(int((here/'log.began').read_text()))

@@ -171,7 +171,7 @@ def nursed(modules, env: dict, folder: Path):
             [sys.executable, '-c', code, where, *FOR_ALL, *modules], cwd=root(), env={**os.environ, **env},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )
-    end = time.monotonic() + 10                                 # it binds before it imports
+    end = time.monotonic() + 60                                 # it binds before it imports; a busy machine is slow
     while not os.path.exists(where) and p.poll() is None and time.monotonic() < end: time.sleep(.01)
     try:
         with environ(OWF_NURSERY=where): yield
