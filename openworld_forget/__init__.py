@@ -14,7 +14,11 @@ The names that a script needs, each loaded from its module when it is first used
 """
 __version__ = "0.0.1"
 
+import os
 from typing import TYPE_CHECKING
+
+# transformers says in every notebook that torchvision is missing, which nothing here needs; what the user has set stays
+os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 NAMES = {       # module -> what it offers here (`source` reads this table as text: it holds nothing but texts)
     'core': 'ForgetError',
