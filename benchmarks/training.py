@@ -69,18 +69,18 @@ def peak(f, device):
         most = max(most, now)
     return most
 
-def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
+def compare(world: World, adaptation: str, steps: int, rounds: int, n: int=32) -> dict:
     "The plain loop, prior preservation and drift correction on one adaptation: rounds alternate, so a slow minute of the machine hits all three."
     data = provider(world.spec)
     subject = data.subject(data.subjects()[0], world.resolution, world.spec.token)
-    images = generate(world, [subject.class_prompt]*32, list(range(32)))
+    images = generate(world, [subject.class_prompt]*n, list(range(n)))
     todo, memory = {}, {}
     base = world.but(**{k: clone(getattr(world, k)).to(memory_format=torch.contiguous_format) for k in ('unet', 'vae', 'text_encoder')})
     r, params, adapted, _ = setup(base, subject, adaptation, 2)
     opt = torch.optim.AdamW(params.values(), lr=r.lr, weight_decay=r.weight_decay)
     todo['plain'] = lambda n, params=params, adapted=adapted: [plain_step(base, adapted, params, subject, images, r.batch, opt, k) for k in range(n)]
     for form in ('', '-dc'):
-        r, params, adapted, loss = setup(world, subject, adaptation + form)
+        r, params, adapted, loss = setup(world, subject, adaptation + form, n)
         todo[form] = trainer(params, loss, r)
         memory[form] = live(world.unet, world.vae, world.text_encoder, adapted.unet, adapted.text_encoder) + peak(
             lambda f=todo[form]: f(1), world.device
@@ -97,9 +97,9 @@ def compare(world: World, adaptation: str, steps: int, rounds: int) -> dict:
         'peak memory, correction / prior': memory['-dc'] / memory[''],
     }
 
-def table(world: str='mini', steps: int=16, rounds: int=3) -> pd.DataFrame:
+def table(world: str='mini', steps: int=16, rounds: int=3, images: int=32) -> pd.DataFrame:
     "The three ratios of every adaptation, measured now."
-    w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds) for k in ADAPTATIONS]).set_index('method')
+    w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds, images) for k in ADAPTATIONS]).set_index('method')
 
 def main(argv=None):
     ap = argparse.ArgumentParser()

@@ -148,7 +148,7 @@ def test_the_budget_report(tmp_path):
 def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
     cmd = [sys.executable, '-m', 'papermill', 'nbs/reports/speed.ipynb', str(tmp_path/'speed.ipynb'), '-k', 'python3', '--cwd', str(ROOT),
-           '-p', 'steps', '1', '-p', 'rounds', '1', '-r', 'out', str(tmp_path), '--no-progress-bar']
+           '-p', 'steps', '1', '-p', 'rounds', '1', '-p', 'images', '4', '-r', 'out', str(tmp_path), '--no-progress-bar']
     r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert r.returncode == 0, r.stderr[-3000:]
     t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
