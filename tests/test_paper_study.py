@@ -11,7 +11,8 @@ from conftest import ROOT
 from openworld_forget.study.tables import PAPER_BENCHMARKS, PAPER_WORST
 from openworld_forget.worlds.tiny import save_world, tiny_sd2_world, tiny_world, tiny_xl_world
 
-LAYOUTS = {'sd15': tiny_world, 'sd21': tiny_sd2_world, 'sdxl': tiny_xl_world}
+LAYOUTS = {'sd15': (tiny_world, 'db-dc'), 'sd21': (tiny_sd2_world, 'cd-dc'), 'sdxl': (tiny_xl_world, 'db-dc')}
+MEASURES = {'accuracy drop, test (points)', 'colour drift, mean', 'KID', 'gain over the base', 'text alignment (CLIP-T)'}
 
 def judges(world, folder):
     "A CLIP and a DINO of random weights, as transformers saves them."
@@ -37,11 +38,11 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize('like', LAYOUTS)
 def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
-    w = LAYOUTS[like]()
+    make, method = LAYOUTS[like]; w = make()
     save_world(w, tmp_path/'model'); judges(w, tmp_path)
     study = yaml.safe_load((ROOT/'studies/paper-sd15.yaml').read_text())
     assert set(study['methods']) >= set(PAPER_WORST) and len(study['concepts']) == 10 and study['reports'] == ['summary', 'paper']
-    study |= dict(concepts=['can'], methods=['db-dc'], budget='smoke', overrides={'benchmarks': 7}, compute={}, world=dict(
+    study |= dict(concepts=['can'], methods=[method], budget='smoke', overrides={'benchmarks': 7}, compute={}, world=dict(
         name='tiny', like=like, source=f'{tmp_path}/model', clip=f'{tmp_path}/clip', clip_revision=None, features=f'{tmp_path}/dino', token='x'))
     (tmp_path/'s.yaml').write_text(yaml.safe_dump(study))
     def run(*more):
@@ -55,7 +56,9 @@ def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
     home = tmp_path/'out/paper-sd15'
     t = pd.read_csv(home/'tables/beside-the-paper.csv')
     t = t.set_index('benchmark').loc[PAPER_BENCHMARKS].reset_index()
-    assert set(t.method) == {'db-dc'} and (t.n == 3).all() and t.lost.between(-100, 100).all() and len(t) == 7
-    assert t.paper_worst.tolist() == PAPER_WORST['db-dc'] and (home/'paper.html').is_file()
+    assert set(t.method) == {method} and (t.n == 3).all() and t.lost.between(-100, 100).all() and len(t) == 7
+    assert t.paper_worst.tolist() == PAPER_WORST[method] and (home/'paper.html').is_file()
+    head = pd.read_csv(home/'tables/headline.csv').set_index(['measure', 'method'])
+    assert MEASURES <= set(head.index.get_level_values(0)) and head.loc[('KID', method), 'network'].startswith('dino')
     lists = sorted(p.name for p in home.rglob('*.csv') if p.name.startswith('images-') or p.name.startswith('subset-'))
     assert len(lists) >= 7, lists

@@ -159,48 +159,6 @@ def test_the_speed_report(tmp_path):
         and (tmp_path / 'figures/speed.png').exists()
     )
 
-def test_a_base_of_ones_own(tmp_path, monkeypatch):
-    """The whole road on a world in Stable Diffusion 1.5's layout (77 tokens, VAE factor 8, 4 channels), random and tiny, with its own judges
-    (a CLIP, a DINO) and pictures, named in the study file."""
-    import torch
-    from PIL import Image
-    from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
-    from openworld_forget.worlds.tiny import save_world, tiny_world
-    w = tiny_world()
-    save_world(w, tmp_path/'sd')
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    look = dict(small, image_size=32, patch_size=8)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        clip = CLIPModel(
-            CLIPConfig(
-                text_config=dict(
-                    small,
-                    vocab_size=len(w.tokenizer),
-                    max_position_embeddings=77,
-                    eos_token_id=w.tokenizer.eos_token_id,
-                    pad_token_id=w.tokenizer.pad_token_id,
-                ),
-                vision_config=look,
-                projection_dim=16,
-            )
-        )
-        dino = ViTModel(ViTConfig(**look), add_pooling_layer=False)
-    clip.save_pretrained(tmp_path/'clip'); w.tokenizer.save_pretrained(tmp_path/'clip'); dino.save_pretrained(tmp_path/'dino')
-    for k, f in enumerate(['subjects/mug', *(f'benchmarks/{b}/{c}' for b in ('kitchen', 'garden') for c in ('pot', 'pan', 'rake'))]):
-        (f := tmp_path/'data'/f).mkdir(parents=True); [Image.effect_noise((70, 80), 20*k + 20*i).save(f/f'{i}.png') for i in range(3)]
-    (tmp_path/'data/subjects/mug/class.txt').write_text('mug')
-    (tmp_path / 's.yaml').write_text(
-        f'name: own\nconcepts: [mug]\nmethods: [lora-dc]\nbudget: smoke\nworld: {{name: tiny, source: {tmp_path}/sd, clip: {tmp_path}/clip, '
-        f'clip_revision: null, features: {tmp_path}/dino, token: x}}'
-    )
-    r = study(tmp_path/'s.yaml', '--serial', out=tmp_path/'out', OWF_DATA=str(tmp_path/'data'))
-    assert r.returncode == 0, r.stdout[-3000:] + r.stderr[-3000:]
-    head = pd.read_csv(tmp_path/'out/own/tables/headline.csv').set_index(['measure', 'method'])
-    assert {'accuracy drop, test (points)', 'colour drift, mean', 'KID', 'gain over the base', 'text alignment (CLIP-T)'} <= set(
-        head.index.get_level_values(0)
-    ) and head.loc[('KID', 'lora-dc'), 'network'].startswith('dino')
-
 def of_study(out):
     "Processes that carry this run's output folder in their environment."
     for p in psutil.process_iter():

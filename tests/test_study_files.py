@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 from openworld_forget.core import ForgetError, write_json
 from openworld_forget.training.methods import METHODS
 from openworld_forget.study.records import BUDGETS, Budget, READS, Study
@@ -13,6 +14,7 @@ from openworld_forget.study.main import main
 from openworld_forget.study.plan import plan
 from openworld_forget.study.files import read_study, ready, study_reports
 
+import archives
 from conftest import ROOT
 
 HEAD = 'name: x\nconcepts: [cat-noto]\n'
@@ -219,8 +221,15 @@ def test_studies_are_found_from_every_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path); monkeypatch.setenv('OWF_HOME', str(ROOT)); assert read_study('studies/smoke.yaml').name == 'smoke'
 
 @pytest.mark.parametrize('f', sorted((ROOT/'studies').glob('*.yaml')), ids=lambda f: f.stem)
-def test_the_studies_of_the_project_are_right(f):
-    if f.stem != 'checkpoints': plan(read_study(f))                            # whose files are made by tools/foreign.py
+def test_the_studies_of_the_project_are_right(f, tmp_path, monkeypatch):
+    if f.stem == 'checkpoints': return                                         # whose files are made by tools/foreign.py
+    said = yaml.safe_load(f.read_text())
+    if said['world'] != 'mini':                                                # what its users bring
+        monkeypatch.setenv('OWF_DATA', str(tmp_path)); archives.make_all(tmp_path)
+        for c in said['concepts']:
+            (tmp_path/'subjects'/c).mkdir(parents=True); (tmp_path/'subjects'/c/'class.txt').write_text('toy')
+            for i in range(3): Image.effect_noise((70, 80), 20 + 20*i).save(tmp_path/'subjects'/c/f'{i}.png')
+    steps = plan(read_study(f), tmp_path/'out'); assert {s.name for s in steps} >= {'base', *said['reports']} if 'reports' in said else steps
 
 @pytest.mark.parametrize('n', ['0', '-1', 'two', '1.5', '', '100000'])
 def test_a_number_of_workers_is_one_or_more(n, capsys):
