@@ -15,7 +15,7 @@ from ..batches import free_memory
 from ..core import content_key, outputs
 from ..metrics.classify import PUBLISHED, Protocol, Stages, shards
 from .files import made_by
-from .records import READS, Study, run_folder, shard_folder
+from .records import READS, Study, run_folder, shard_folder, splits_asked
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
@@ -56,8 +56,7 @@ def counts_of(study: Study) -> dict[str, dict[str, int]]:
 def parts_of(study: Study, counts: dict|None=None) -> list[tuple[str, str, int]]:
     """(benchmark, split, part) of the benchmarks that are classified in more than one part, where the data say how many
     images they have (`counts_of`)."""
-    every = provider(spec_of(study.world)).splits()
-    splits = [s for s in every if s in study.limits.splits or len(every) == 1]
+    splits = splits_asked(provider(spec_of(study.world)), study.limits)
     counts = counts_of(study) if counts is None else counts
     numbers = {n: len(shards(sum(have.values()))) for n, have in counts.items()}
     return [(n, s, i) for s in splits for n, k in numbers.items() if k > 1 for i in range(k)]
@@ -122,7 +121,7 @@ def by_benchmark(study: Study, counts: dict|None=None) -> dict[str, tuple[float,
     classes; sixteen classes where they do not say."""
     b, data = study.limits, provider(spec_of(study.world))
     ours = Protocol(stages=Stages(steps=tuple(b.stages), keep='confident', z=b.z), loss='l2')
-    splits, out = max(1, len([s for s in data.splits() if s in b.splits])), {}
+    splits, out = len(splits_asked(data, b)), {}
     for name, have in (counts_of(study) if counts is None else counts).items():
         have = have or {str(i): b.per_class or 5 for i in range(16)}
         n = splits*sum(min(k, b.per_class or k) for k in have.values())

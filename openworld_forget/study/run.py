@@ -17,7 +17,7 @@ from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, sh
 from ..metrics.classify import load_scores, merge_scores, save_scores
 from ..source import PACKAGE, source_key
 from .files import made_by, read_study, study_reports
-from .records import BUDGETS, READS, Study, run_folder, shard_folder
+from .records import BUDGETS, READS, Study, run_folder, shard_folder, splits_asked
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
@@ -176,9 +176,7 @@ def noise_plan(self:Run, name: str, floor: bool=False):
 @patch
 def benchmarks(self:Run) -> list[tuple[str, str]]:
     "(benchmark, split) pairs of the budget."
-    every = self.data.splits()
-    splits = [s for s in every if s in self.limits.splits or len(every) == 1]
-    return [(b, s) for s in splits for b in self.data.benchmarks()[:self.limits.benchmarks]]
+    return [(b, s) for s in splits_asked(self.data, self.limits) for b in self.data.benchmarks()[:self.limits.benchmarks]]
 
 @patch
 def benchmark(self:Run, name: str, split: str) -> Benchmark:
