@@ -19,9 +19,9 @@ from .records import READS, Study, run_folder, shard_folder, splits_asked
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
-from ..training.memory import check_memory, gib, memory, networks
+from ..training.memory import check_memory, folder_of, gib, memory, networks
 from ..worlds.folders import data_root, files_of_subject
-from ..worlds.load import default_device, hub_folder, local_path, own_files
+from ..worlds.load import default_device, local_path, own_files
 from ..worlds.world import provider, spec_of
 
 # %% ../../nbs/study/03_plan.ipynb #c009key1
@@ -162,9 +162,8 @@ def memory_of(study: Study, workers: int=1, free: int|None=None) -> str:
     """A line on the memory of the task that needs most; '' where that is little, or the files are not here. What does
     not fit (on a CPU, so many workers side by side) is a `ForgetError` with the options that would."""
     spec = study.spec
-    folder = local_path(spec.source)
-    if not folder.is_dir(): folder = hub_folder(spec.source, spec.revision) if '/' in spec.source else None
-    if not folder or sum(f.stat().st_size for f in Path(folder).glob('*/*.safetensors')) < FEW: return ''
+    folder = folder_of(spec)
+    if not folder or sum(f.stat().st_size for f in folder.glob('*/*.safetensors')) < FEW: return ''
     device = spec.compute.device or default_device()
     free = free_memory(device) if free is None else free
     side = workers if device == 'cpu' else 1                    # a GPU has one worker
