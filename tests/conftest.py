@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
@@ -13,6 +15,13 @@ for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1
 
 settings.register_profile('same examples every time', derandomize=True, deadline=None, database=None)
 settings.load_profile('same examples every time')
+
+def pytest_configure(config):
+    "One server of warm starts for all workers, started by the process that starts them; it imports nothing until it is asked."
+    if hasattr(config, 'workerinput') or warm.SERVER in os.environ: return
+    scope = warm.server()
+    os.environ[warm.SERVER] = scope.__enter__()
+    config.add_cleanup(lambda: (scope.__exit__(None, None, None), os.environ.pop(warm.SERVER)))
 
 @pytest.fixture(scope='session', autouse=True)
 def own_outputs(tmp_path_factory):

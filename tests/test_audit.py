@@ -1,11 +1,12 @@
 """The audit of a file: what did not change is never called changed; a known change is found; the command on a base of one's own; wrong input is one
 error."""
-import json, os, subprocess, sys
+import json, os, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import warm
 from conftest import ROOT
 from openworld_forget.audit.audited import Audited
 from openworld_forget.audit.command import _ready as ready_to_audit, arguments, main, steps_of
@@ -135,9 +136,8 @@ def audited(tmp_path_factory):
     save_file(t, d/'pytorch_lora_weights.safetensors', {'modelspec.trigger_phrase': 'x cat'})
     (d/'words.csv').write_text('\n'.join(f'{x.name},{x.category}' for x in WORDS))
     args = [str(d/'pytorch_lora_weights.safetensors'), '--base', str(d/'sd'), '--words', str(d/'words.csv'), '--budget', 'smoke', '--out', str(d/'out')]
-    env = {'OWF_OUTPUTS': str(d/'outputs'), 'OWF_DATA': str(d/'data'), 'OMP_NUM_THREADS': '1', 'TRANSFORMERS_VERBOSITY': 'error'}
-    done = subprocess.run([sys.executable, '-m', 'openworld_forget.audit', *args], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True,
-                          timeout=900, stdin=subprocess.DEVNULL)
+    env = {'OWF_OUTPUTS': str(d/'outputs'), 'OWF_DATA': str(d/'data')}
+    done = warm.run([sys.executable, '-m', 'openworld_forget.audit', *args], env={**os.environ, **env})
     def again(*more):
         with pytest.MonkeyPatch.context() as m:
             for k, v in env.items(): m.setenv(k, v)

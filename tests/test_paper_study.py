@@ -1,12 +1,12 @@
 """The paper's study file, its world swapped for tiny ones of random weights in the layouts of SD 1.5, SD 2.1 (velocity) and SDXL, on all seven benchmarks in
 their official layouts: planned, run and reported at the smallest size."""
-import os, subprocess, sys
+import os, sys
 
 import pandas as pd, pytest, torch, yaml
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
-import archives
+import archives, warm
 from conftest import ROOT
 from openworld_forget.study.tables import PAPER_BENCHMARKS, PAPER_WORST
 from openworld_forget.worlds.tiny import save_world, tiny_sd2_world, tiny_world, tiny_xl_world
@@ -47,8 +47,7 @@ def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
     (tmp_path/'s.yaml').write_text(yaml.safe_dump(study))
     def run(*more):
         cmd = [sys.executable, '-m', 'openworld_forget.study', str(tmp_path/'s.yaml'), *more]
-        env = {**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data), 'OMP_NUM_THREADS': '1'}
-        return subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900, env=env, stdin=subprocess.DEVNULL)
+        return warm.run(cmd, env={**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data)})
     if like == 'sd15':
         plan = run('--dry-run', '--rate', '100'); assert plan.returncode == 0, plan.stderr[-2000:]
         assert '1 runs: 1 subjects, 1 methods' in plan.stdout and '21 test images of 7 benchmarks' in plan.stdout and 'a second.' in plan.stdout

@@ -1,11 +1,12 @@
 "What several studies use is made once, and lies in one place that can be cleared; a place that cannot be written is one error."
-import os, subprocess, sys
+import os, sys, time
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.pyplot, pandas as pd, pytest
 from diffusers import UNet2DConditionModel
 
 import openworld_forget.study.run
-from conftest import ROOT
+import warm
 from openworld_forget.core import ForgetError
 from openworld_forget.study.files import read_study
 from openworld_forget.study.results import template_code
@@ -71,7 +72,8 @@ def test_a_second_study_asks_the_base_nothing(tmp_path, monkeypatch, forwards):
     assert sum(forwards) > 50
 
 ONCE = '''
-import sys, time
+import os, sys, time
+from pathlib import Path
 import openworld_forget.study.run as R
 from openworld_forget.worlds.tiny import tiny_subject, tiny_world
 from openworld_forget.worlds.data import Benchmark
@@ -85,17 +87,22 @@ R.classify = slow
 run = R.Run('studies/smoke.yaml')
 w = run.__dict__['world'] = tiny_world()
 b = Benchmark('b', 'test', ['x', 'y'], tiny_subject().images[:2], torch.tensor([0, 1]), torch.arange(2))
-sys.stdin.readline()
+here = Path(sys.argv[1])
+(here/f'ready-{os.getpid()}').touch()
+while not (here/'go').exists(): time.sleep(.01)
 print(run.scores(w, b).predictions.tolist(), flush=True)
 '''
 
 def test_two_processes_that_want_the_same_ask_once(tmp_path):
     "They begin at the same moment; one asks, the other waits and reads."
-    env = {**os.environ, 'OWF_OUTPUTS': str(tmp_path), 'PYTHONPATH': str(ROOT)}
-    ps = [subprocess.Popen([sys.executable, '-c', ONCE], env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for p in ps: p.stdin.write('\n'); p.stdin.flush()
-    said = [p.communicate(timeout=300)[0].split('\n') for p in ps]
-    assert sum(x.count('asked') for x in said) == 1 and said[0][-2] == said[1][-2] and all(p.returncode == 0 for p in ps), said
+    env = {**os.environ, 'OWF_OUTPUTS': str(tmp_path)}
+    with ThreadPoolExecutor() as both:
+        ps = [both.submit(warm.run, [sys.executable, '-c', ONCE, tmp_path], env=env) for _ in range(2)]
+        while len(list(tmp_path.glob('ready-*'))) < 2 and not any(p.done() for p in ps): time.sleep(.02)
+        (tmp_path/'go').touch()
+        ps = [p.result() for p in ps]
+    said = [p.stdout.split('\n') for p in ps]
+    assert sum(x.count('asked') for x in said) == 1 and said[0][-2] == said[1][-2] and all(p.returncode == 0 for p in ps), ps
     assert [f.suffix for f in (tmp_path/'shared').iterdir()] == ['.safetensors']
 
 def test_a_place_that_cannot_be_written_is_one_error_before_the_work(tmp_path, monkeypatch):

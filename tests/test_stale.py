@@ -1,6 +1,6 @@
 """What was made by other source is not taken for what this source makes: adapters, checkpoints of a training, images, features, scores, second looks; and
 what the edited source cannot reach is kept."""
-import copy, importlib, json, os, re, shutil, subprocess, sys, threading, time
+import copy, importlib, json, os, re, shutil, sys, threading, time
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from openworld_forget.study.files import made_by, read_study, study_reports
 from openworld_forget.study.results import template_code
 from openworld_forget.worlds.tiny import tiny_world
 
+import warm
 from conftest import ROOT
 
 DATA = 'openworld_forget.mini.data'
@@ -151,8 +152,7 @@ def test_the_same_path_after_an_edit(tmp_path):
     images and features are made otherwise: nothing of the old is taken."""
     p, out = package(tmp_path), tmp_path/'out'; out.mkdir(); shutil.copy2(ROOT/'settings.ini', tmp_path); (tmp_path/'nbs').mkdir()
     def run():
-        r = subprocess.run([sys.executable, '-c', SCRIPT, str(out)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                           env={**os.environ, 'PYTHONPATH': str(tmp_path), 'OWF_HOME': str(tmp_path)})
+        r = warm.run([sys.executable, '-c', SCRIPT, out], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path), 'OWF_HOME': str(tmp_path)}, fresh=True)
         assert r.returncode == 0, r.stderr[-3000:]
         return [json.loads(x) for x in r.stdout.splitlines() if x.startswith('{')]
     first, again = run(); assert first == again and len(first['files']) == 4

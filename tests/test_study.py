@@ -7,12 +7,13 @@ import psutil
 import pytest
 from filelock import FileLock
 
+import warm
 from conftest import ROOT
 from openworld_forget.study.main import main
 
 def study(*args, out, **env):
-    return subprocess.run([sys.executable, '-m', 'openworld_forget.study', *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=1500,
-                          env={**os.environ, 'OWF_OUTPUTS': str(out), 'OMP_NUM_THREADS': '1', **env}, stdin=subprocess.DEVNULL)
+    cmd = [sys.executable, '-m', 'openworld_forget.study', *map(str, args)]
+    return warm.run(cmd, timeout=1500, env={**os.environ, 'OWF_OUTPUTS': str(out), **env})
 
 def tables(out): return {p.relative_to(out).as_posix(): pd.read_parquet(p) for p in sorted((out/'smoke').rglob('*.parquet'))}
 
@@ -139,7 +140,7 @@ def test_the_budget_report(tmp_path):
     args = [x for flag, d in (('-r', values), ('-p', numbers)) for k, v in d.items() for x in (flag, k, str(v))]
     where = ['nbs/reports/budget.ipynb', str(tmp_path/'budget.ipynb'), '--cwd', str(ROOT)]
     cmd = [sys.executable, '-m', 'papermill', *where, '-k', 'python3', '--no-progress-bar', *args]
-    r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900); assert r.returncode == 0, r.stderr[-3000:]
+    r = warm.run(cmd); assert r.returncode == 0, r.stderr[-3000:]
     t = pd.read_csv(tmp_path/'budget.csv'); full = t[(t.procedure == 'every class') & (t.steps == 4)].set_index('noise')
     assert set(t.noise) == {'shared', 'per image'} and (t.forwards <= t.noise.map(full.forwards)).all()
     assert (t['drop'] == 0).all()                                         # an untrained LoRA changes nothing
@@ -149,7 +150,7 @@ def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
     cmd = [sys.executable, '-m', 'papermill', 'nbs/reports/speed.ipynb', str(tmp_path/'speed.ipynb'), '-k', 'python3', '--cwd', str(ROOT),
            '-p', 'steps', '1', '-p', 'rounds', '1', '-p', 'images', '4', '-r', 'out', str(tmp_path), '--no-progress-bar']
-    r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    r = warm.run(cmd)
     assert r.returncode == 0, r.stderr[-3000:]
     t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
     assert (
