@@ -54,6 +54,7 @@ def _text(path: Path) -> str:
     before = _LOADED.setdefault(path, now)
     return now.decode() + (f'\n# edited under process {_PROCESS}' if now != before else '')
 
+@lru_cache(maxsize=512)
 def _part(text: str, name: str) -> str:
     "The lines of a function, class or method in a source, by its dotted name."
     found = ast.parse(text)
@@ -66,11 +67,19 @@ def _part(text: str, name: str) -> str:
 # %% ../nbs/01_source.ipynb #c027src2
 BY_NAME = 'import_module', '__import__', 'find_spec'          # what imports a module that is named by a text
 
+def _statements(tree: ast.AST):
+    "All statements of a syntax tree, also those inside others: without their expressions, which are most of it."
+    todo = [tree]
+    while todo:
+        n = todo.pop()
+        yield n
+        for k in ('body', 'orelse', 'finalbody', 'handlers', 'cases'): todo += getattr(n, k, ())
+
 @lru_cache(maxsize=512)
 def imports(text: str, package: str=PACKAGE) -> tuple[str, ...]:
     "Dotted names that a source imports, wherever in it, relative ones seen from `package`."
-    out = set()
-    for n in ast.walk(ast.parse(text)):
+    out, tree = set(), ast.parse(text)
+    for n in ast.walk(tree) if any(name in text for name in BY_NAME) else _statements(tree):
         if isinstance(n, ast.Import): out |= {a.name for a in n.names}
         elif isinstance(n, ast.ImportFrom):
             parts = package.split('.')
@@ -114,10 +123,17 @@ def _library(name: str) -> str:
 def _distributions(): return packages_distributions()           # a second of work: for the few that go by other names
 
 # %% ../nbs/01_source.ipynb #c027src2c
+@lru_cache(maxsize=512)
+def _used(text: str, inside: str, folder: Path, there: str) -> tuple[tuple[str, str|None], ...]:
+    """What a source imports, and the module of the package that it means, as long as these modules are `there` in the
+    package's `folder`."""
+    return tuple((i, module_of(i)) for i in imports(text, inside))
+
 def reached(*names: str) -> tuple[dict[str, str], set[str]]:
     """Texts of the modules (name -> text) that the named ones reach, themselves included, and the top names of the
     libraries that they import. `module:function` (or `module:Class.method`) stands for these lines alone."""
     texts, libraries, todo, tops = {}, set(), list(names), {PACKAGE, *(n.split(':')[0].split('.')[0] for n in names)}
+    here, there = _folder(), '\n'.join(modules())
     while todo:
         name = todo.pop()
         module, _, part = name.partition(':')
@@ -128,11 +144,11 @@ def reached(*names: str) -> tuple[dict[str, str], set[str]]:
                               f'what it makes cannot be told from what it made before.')
         texts[name] = text = _part(_text(path), part) if part else _text(path)
         inside = module if path.name == '__init__.py' else module.rpartition('.')[0]
-        for i in imports(text, inside):
+        for i, found in _used(text, inside, here, there):
             if i.split('.')[0] not in tops:
                 libraries.add(i.split('.')[0])
                 continue
-            if found := module_of(i) or _elsewhere(i): todo.append(found)
+            if found := found or _elsewhere(i): todo.append(found)
     return texts, libraries - set(sys.stdlib_module_names)
 
 # %% ../nbs/01_source.ipynb #c027src2d

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = ('openworld_forget.study.main', 'openworld_forget.audit.command', 'openworld_forget.study.figures', 'openworld_forget.study.step_semantic',
            'openworld_forget.study.step_appearance', 'openworld_forget.study.step_fidelity', 'openworld_forget.study.findings', 'openworld_forget.audit.validation',
            'openworld_forget.worlds.tiny', 'openworld_forget.mini.data', 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp', 'ipykernel.ipkernel',
-           'ipykernel.zmqshell', 'matplotlib_inline.backend_inline', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
+           'ipykernel.zmqshell', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
 # read by libraries while they are imported, or by Python when it starts: who wants others starts for real
 AT_IMPORT = ('PYTHON', 'HF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LC_', 'LANG', 'TORCH', 'TRANSFORMERS_', 'DIFFUSERS_', 'LD_', 'JE_')
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}      # as `study.warm` has them
@@ -21,6 +21,8 @@ SERVER = 'TESTS_SERVER'          # environment variable: its socket
 def load():
     "Import everything; the name of a thread that would be lost by a fork, if there is one."
     for m in MODULES: importlib.import_module(m)
+    from openworld_forget.source import modules, source_key
+    source_key(*modules())                                          # and read what keys are made of
     return [t.name for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]
 
 def serve(where):
@@ -75,7 +77,8 @@ def work(job, fds, connection):
     os.environ.clear()
     os.environ.update(job['env'])
     os.chdir(job['cwd'])
-    sys.path[:] = [job['cwd'], *sys.path[1:]]
+    own = job['env'].get('PYTHONPATH', '').split(os.pathsep) if job.get('fresh') else []
+    sys.path[:] = ['' if job.get('argv', [''])[1:2] == ['-c'] else job['cwd'], *filter(None, own), *sys.path[1:]]
     import matplotlib
     matplotlib.rcParams['backend'] = job['env'].get('MPLBACKEND') or 'Agg'
     from openworld_forget.study import engine, warm
@@ -86,7 +89,6 @@ def work(job, fds, connection):
     if 'papermill' in job['argv']: warm.lend(*warm.waiting_kernel())
     if job['fresh']:
         for m in [m for m in sys.modules if m.partition('.')[0] == 'openworld_forget']: del sys.modules[m]
-        sys.path[:0] = filter(None, job['env'].get('PYTHONPATH', '').split(os.pathsep))
     warm.leave(warm.become(job['argv']) if '-m' in job['argv'][:2] else script(job['argv']))
 
 def script(argv):
@@ -94,7 +96,6 @@ def script(argv):
     main = types.ModuleType('__main__')
     main.__builtins__ = builtins
     sys.modules['__main__'], sys.argv = main, ['-c', *argv[3:]]
-    sys.path[0] = ''
     try: exec(compile(argv[2], '<string>', 'exec'), main.__dict__)
     except SystemExit as e: return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:

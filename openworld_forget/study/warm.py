@@ -11,6 +11,7 @@ import atexit, importlib, json, os, runpy, signal, socket, subprocess, sys, thre
 from contextlib import contextmanager
 from pathlib import Path
 from ..core import root
+from ..source import modules as all_modules, source_key
 from .processes import environ
 
 # %% ../../nbs/study/05_warm.ipynb #c011
@@ -121,6 +122,7 @@ def nursery(where: str, *modules: str):
     for m in modules:
         try: importlib.import_module(m)
         except Exception: pass                                 # the step that needs it says so
+    source_key(*all_modules())                                  # reads the source that every step's key asks for
     others = [Path(t, 'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()
               if int(t.name) != os.getpid()]
     if others: sys.exit(f'no warm starts: a library has started threads, which a fork would lose: {others}')
