@@ -7,7 +7,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import warm
-from conftest import ROOT
 from openworld_forget.audit.audited import Audited
 from openworld_forget.audit.command import _ready as ready_to_audit, arguments, main, steps_of
 from openworld_forget.audit.leak import GROUPS, called, asked_of, copycat, fresh_pictures, leak, likeness

@@ -1,5 +1,5 @@
-"""What every measure promises: to the references written out in `reference.py`, and on inputs that nobody chose (hypothesis draws histograms, images,
-features, answers and weights).
+"""What every measure promises on inputs that nobody chose (hypothesis draws histograms, images, features, answers and weights). What it promises to the
+references written out in `reference.py` is asserted, row by row, where it is shown: `nbs/metrics/12_numerics.ipynb`, a case of test_notebooks.py.
 
 The last test runs the published Diffusion Classifier, written out as plain loops, on the real mini world and demands the predictions and the cost of
 `classify`.
@@ -38,17 +38,6 @@ some, few = settings(max_examples=40), settings(max_examples=20)
 SEED = st.integers(0, 2**32 - 1)
 
 def near(a, b, atol=1e-12): return np.allclose(a, b, rtol=0, atol=atol)
-
-# ---------------------------------------------------------------- to the references
-@pytest.fixture(scope='module')
-def subject(): return reference.pictures()
-
-@pytest.mark.parametrize('part', reference.PARTS)
-def test_promises_are_kept(part, subject):
-    "Every row of `12_numerics`: the largest deviation is within its tolerance."
-    p = reference.Promises()
-    for f in reference.PARTS[part]: f(p, subject)
-    assert len(p) > 20 and not p.broken, '\n'.join(f'{m}, {what}: {d:.1e} instead of {tol:.0e}' for m, what, d, tol in p.broken)
 
 # ---------------------------------------------------------------- what is drawn
 @st.composite
@@ -390,7 +379,7 @@ def test_false_alarms():
 @pytest.fixture(scope='module')
 def animals():
     w, b = load_world('mini', 'cpu'), benchmark('animals', 'heldout', per_class=1)
-    return w, w.encode(b.images[:8].float()/255), [b.template.format(c) for c in b.classes], {}
+    return w, w.encode(b.images[:4].float()/255), [b.template.format(c) for c in b.classes], {}
 
 @pytest.mark.parametrize('loss', ['l2', 'l1'])
 def test_published_procedure(animals, loss):
@@ -400,7 +389,7 @@ def test_published_procedure(animals, loss):
     want, forwards = published(w, z, prompts, stages, 3, loss, predict, known)
     s = classify(w, z, prompts, stages.plan(seed=3), stages, loss=loss)
     assert torch.equal(s.predictions, want)
-    assert s.forwards == forwards == int((~s.errors.isnan()).sum()) and forwards < 8*len(prompts)*12
+    assert s.forwards == forwards == int((~s.errors.isnan()).sum()) and forwards < 4*len(prompts)*12
 
 def two_images(features: int):
     "Base, adapted and floor: two prompts of two images, the fewest that a budget may ask for."

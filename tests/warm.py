@@ -1,17 +1,18 @@
-"""Commands that start at once: one process (`python tests/warm.py SOCKET`) imports what the package imports, and every command that a test runs is a fork of it,
-with its own folder, environment, arguments, pipes and exit code. A fork has one thread, no world, no figure, no random state of its neighbours.
+"""Commands that start at once: one process (`python tests/warm.py SOCKET`) imports what the package imports, and every command that a test runs is
+a fork of it, with its own folder, environment, arguments, pipes and exit code. A fork has one thread, no world, no figure, nothing of its neighbours.
 
-Not for tests of what happens before and beside the work: how a command starts, what signals do to it, what it imports, locales, a kill. These start it for real."""
+Not for tests of what happens before and beside the work: how a command starts, what signals do to it, what it imports, locales, a kill: these start
+it for real."""
 import builtins, importlib, json, os, select, signal, socket, subprocess, sys, tempfile, time, traceback, types
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # what the templates and the commands import; each names the others
-MODULES = ('openworld_forget.study.main', 'openworld_forget.audit.command', 'openworld_forget.study.figures', 'openworld_forget.study.step_semantic',
-           'openworld_forget.study.step_appearance', 'openworld_forget.study.step_fidelity', 'openworld_forget.study.findings', 'openworld_forget.audit.validation',
-           'openworld_forget.worlds.tiny', 'openworld_forget.mini.data', 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp', 'ipykernel.ipkernel',
-           'ipykernel.zmqshell', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
+MODULES = (*(f'openworld_forget.{m}' for m in (
+    'study.main', 'study.figures', 'study.findings', 'study.step_semantic', 'study.step_appearance', 'study.step_fidelity', 'audit.command',
+    'audit.validation', 'worlds.tiny', 'mini.data')), 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp',
+    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
 # read by libraries while they are imported, or by Python when it starts: who wants others starts for real
 AT_IMPORT = ('PYTHON', 'HF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LC_', 'LANG', 'TORCH', 'TRANSFORMERS_', 'DIFFUSERS_', 'LD_', 'JE_')
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}      # as `study.warm` has them
@@ -19,11 +20,11 @@ SERVER = 'TESTS_SERVER'          # environment variable: its socket
 
 # ---------------------------------------------------------------- the server
 def load():
-    "Import everything; the name of a thread that would be lost by a fork, if there is one."
+    "Import everything; the names of threads that a fork would lose."
     for m in MODULES: importlib.import_module(m)
     from openworld_forget.source import modules, source_key
     source_key(*modules())                                          # and read what keys are made of
-    return [t.name for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]
+    return [(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]
 
 def serve(where):
     "Fork for every connection; imports wait for the first one. Ends with the process that started it."
@@ -151,8 +152,9 @@ def server():
     with tempfile.TemporaryDirectory(prefix='owf-', dir='/tmp') as d:
         where = f'{d}/server'
         with open(f'{d}/log', 'w') as log:
-            p = subprocess.Popen([sys.executable, __file__, where], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                                 env={**os.environ, **ONE_THREAD, 'MPLBACKEND': 'Agg', 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))})
+            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+            p = subprocess.Popen([sys.executable, __file__, where], env={**os.environ, **ONE_THREAD, 'MPLBACKEND': 'Agg', 'PYTHONPATH': path},
+                                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         while not os.path.exists(where) and p.poll() is None: time.sleep(.01)
         try: yield where
         finally:
