@@ -89,9 +89,14 @@ class Batch:
 class PlainObjective:
     """step -> dict of weighted losses, one per name of a term; their sum is the objective.
 
-    Every term has a forward of its own: the definition, and what `Objective` is compared with."""
-    def __init__(self, base: World, adapted: World, subject: Subject, terms: list[Term], batch: int, seed: int):
+    Every term has a forward of its own: the definition, and what `Objective` is compared with. The base is what the
+    training starts from. A `teacher` answers in its place, with the states of its own text encoder."""
+    def __init__(
+        self, base: World, adapted: World, subject: Subject, terms: list[Term], batch: int, seed: int,
+        teacher: World|None=None,
+    ):
         self.base, self.adapted, self.batch, self.seed = base, adapted, batch, seed
+        self.teacher = base if teacher is None else teacher
         z = base.encode(subject.images)                                                     # (m, c, h, w)
         self.terms = [Term('instance', 1.0, z, [subject.instance_prompt]*len(z)), *(p for p in terms if p.weight)]
         self.streams = {}                                   # name -> the term whose images it shows, how many a step
@@ -99,7 +104,9 @@ class PlainObjective:
             first, n = self.streams.get(p.stream, (p, 0))
             self.streams[p.stream] = first, max(n, self.count(p))
         texts = sorted({c for p in self.terms for c in p.captions})
-        with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
+        said = lambda w: dict(zip(texts, w.encode_text(texts)))
+        with torch.no_grad(): self.states = said(base)                                      # caption -> (length, width)
+        with torch.no_grad(): self.taught = self.states if self.teacher is base else said(self.teacher)
         self.trains_text = any(p.requires_grad for m in adapted.encoders.values() for p in m.parameters())
         half = dict(dtype=base.dtype, enabled=base.dtype in (torch.float16, torch.bfloat16))
         self.mixed = lambda: torch.autocast(base.device.type, **half)   # what is trained is in float32: cast where used
@@ -107,8 +114,8 @@ class PlainObjective:
 
     def count(self, p: Term) -> int: return max(1, round(p.share*self.batch))
 
-    def draw(self, stream: str, step: int) -> Batch:
-        "A stream's noised images at a step."
+    def draw(self, stream: str, step: int, states: dict|None=None) -> Batch:
+        "A stream's noised images at a step; with text states of another encoder than the base's, if one likes."
         p, n = self.streams[stream]
         g = generator(self.seed, 'customize', stream, step)
         i = torch.randint(len(p.latents), (n,), generator=g)                                # (n,)
@@ -118,8 +125,17 @@ class PlainObjective:
         captions = [p.captions[k] for k in i.tolist()]
         if stream == 'instance' and self.trains_text:
             with self.mixed(): c = self.adapted.encode_text(captions)
-        else: c = torch.stack([self.states[k] for k in captions])                           # (n, length, width)
+        else: c = torch.stack([(states or self.states)[k] for k in captions])               # (n, length, width)
         return Batch(self.base.add_noise(z, e, t), t, c, z, e)
+
+    def asked(self, p: Term, step: int) -> Batch:
+        "What the teacher is asked for a term: the same noised images."
+        return self.draw(p.stream, step, self.taught).first(self.count(p))
+
+    def answer(self, p: Term, step: int) -> torch.Tensor:
+        "The teacher's answer to a term (n, c, h, w)."
+        b = self.asked(p, step)
+        return self.teacher.predict(b.x, b.t, b.c)
 
     def add(self, losses: dict, p: Term, out: torch.Tensor, target: torch.Tensor):
         "w |y - f|^2, averaged over images and pixels; terms of one name are added up."
@@ -130,7 +146,7 @@ class PlainObjective:
         losses = {}
         for p in self.terms:
             b = self.draw(p.stream, step).first(self.count(p))
-            with torch.no_grad(): y = self.base.predict(b.x, b.t, b.c) if p.teacher else self.base.target(b.z, b.e, b.t)
+            with torch.no_grad(): y = self.answer(p, step) if p.teacher else self.base.target(b.z, b.e, b.t)
             with self.mixed(): out = self.adapted.predict(b.x, b.t, b.c)
             self.add(losses, p, out, y)
         return losses
@@ -167,20 +183,20 @@ class Objective(PlainObjective):
 
     `forward` limits the images per forward (0: no limit). A step is then an iterator of dicts, each of which is to be
     backpropagated before the next is made."""
-    def __init__(self, base, adapted, subject, terms: list[Term], batch: int, seed: int, forward: int=0):
-        super().__init__(base, adapted, subject, terms, batch, seed)
+    def __init__(self, base, adapted, subject, terms: list[Term], batch: int, seed: int, forward: int=0, teacher=None):
+        super().__init__(base, adapted, subject, terms, batch, seed, teacher)
         self.teachers, self.ahead = [p for p in self.terms if p.teacher], {}
         self.groups = grouped({k: n for k, (_, n) in self.streams.items()}, forward)        # of streams: a forward each
 
     @torch.no_grad()
     def answers(self, step: int) -> dict[Term, torch.Tensor]:
-        "The base's answers (n, c, h, w) to the terms that it teaches."
+        "The teacher's answers (n, c, h, w) to its terms."
         if step not in self.ahead:
             self.ahead.clear()
             first = step - step % AHEAD
             steps = range(first, first + AHEAD)
-            asked = [self.draw(p.stream, k).first(self.count(p)) for k in steps for p in self.teachers]
-            y = iter(taught(self.base, asked))
+            asked = [self.asked(p, k) for k in steps for p in self.teachers]
+            y = iter(taught(self.teacher, asked))
             self.ahead.update({k: {p: next(y) for p in self.teachers} for k in steps})
         return self.ahead[step]
 
