@@ -17,7 +17,7 @@ from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, sh
 from ..metrics.classify import load_scores, merge_scores, save_scores
 from ..source import PACKAGE, source_key
 from .files import made_by, read_study, study_reports
-from .records import BUDGETS, READS, Study, run_folder, shard_folder, splits_asked
+from .records import BUDGETS, READS, Study, chain_folder, run_folder, shard_folder, splits_asked
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
@@ -96,7 +96,9 @@ class Run:
     def cache(self) -> Path: return shared()
     @property
     def folder(self) -> Path:
-        return run_folder(self.home, self.concept, self.method.name, self.seed) if self.method else self.base_folder
+        if not self.method: return self.base_folder
+        if not self.concept and not self.checkpoint: return chain_folder(self.home, self.method.name, self.seed)
+        return run_folder(self.home, self.concept, self.method.name, self.seed)
     @property
     def title(self) -> str:
         return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
