@@ -302,6 +302,8 @@ def _check_reports(s: Study):
     for r in apart:
         if OF_STEPS[r] not in s.steps:
             raise ForgetError(f'The report {r} reads what the step {OF_STEPS[r]} measures. Write steps: [{OF_STEPS[r]}].')
+    if 'sequence' in s.steps and len(s.concepts) < 2:
+        raise ForgetError('The step sequence takes the concepts one after another: name two or more.')
     if len(apart) == len(s.reports) and not set(FULL) & set(s.steps): return
     if s.reports[0] != 'summary':
         raise ForgetError(f'The reports {s.reports} must begin with summary: the others read its tables.')

@@ -46,8 +46,8 @@ def chained(run: Run) -> tuple[pd.DataFrame, list[torch.Tensor]]:
 
 # %% ../../nbs/study/11c_step_sequence.ipynb #c007
 def chain_rows(run: Run, units: pd.DataFrame, networks: dict[str, str]) -> pd.DataFrame:
-    """The means of the units as rows of the result table: split `stage 1`, ...; concept `sequence` for the open world, else
-    the subject."""
+    """The means of the units as rows of the result table: split `stage 1`, ...; concept `sequence` for the open world,
+    else the subject."""
     out = []
     for (k, subject), d in units.fillna({'subject': ''}).groupby(['stage', 'subject'], sort=False):
         rows = run.label(front_rows(d, networks), split=f'stage {k}')
