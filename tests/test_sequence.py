@@ -6,10 +6,10 @@ import torch
 
 from openworld_forget.core import ForgetError, generator, load_tensors
 from openworld_forget.training import methods
-from openworld_forget.training.adapt import Adaptation, adapt, freeze
+from openworld_forget.training.adapt import ADAPTATIONS, Adaptation, adapt, freeze
 from openworld_forget.training.methods import customize, method, run_key, teacher_of
 from openworld_forget.training.regularize import Objective, PlainObjective, correction_terms
-from openworld_forget.training.sequence import TOLERANCE, check_sequence, customize_sequence, merged, own_tokens
+from openworld_forget.training.sequence import TOLERANCE, check_sequence, customize_sequence, own_tokens, plain_world
 from openworld_forget.worlds.tiny import tiny_subject, tiny_world, tiny_xl_world
 from openworld_forget.worlds.world import WORLDS
 
@@ -37,10 +37,10 @@ def answer(w):
     z = torch.randn(2, *w.latent_shape, generator=generator(0, 'probe')).to(w.dtype)
     with torch.no_grad(): return w.predict(z, torch.tensor([50, 700]), w.encode_text(['a x cat', 'a dog']))
 
-@pytest.mark.parametrize('kind', ['db', 'lora', 'cd'])
+@pytest.mark.parametrize('kind', ADAPTATIONS)
 def test_merged_weights_predict_the_same(base, kind):
     before, w = base.key, shaken(base, kind)
-    said, plain = answer(w), merged(base, w, 'a x cat')
+    said, plain = answer(w), plain_world(base, w, 'a x cat')
     assert (answer(plain) - said).abs().max() < TOLERANCE*said.abs().max() < (said - answer(base)).abs().max()
     assert torch.equal(answer(w), said)                                                     # the adapted world is as it was
     assert base.but().key == before and not any(p.requires_grad for n in plain.networks.values() for p in n.parameters())
@@ -51,36 +51,35 @@ def test_a_lora_is_merged_by_its_formula(base):
     k = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
     layer = w.unet.get_submodule(k)
     want = layer.base_layer.weight + 6/2*layer.lora_B['default'].weight @ layer.lora_A['default'].weight
-    got, old = merged(base, w).unet.get_submodule(k).weight, base.unet.get_submodule(k).weight
+    got, old = plain_world(base, w).unet.get_submodule(k).weight, base.unet.get_submodule(k).weight
     assert torch.allclose(got, want, atol=1e-7) and not torch.allclose(got, old, atol=1e-3)
 
 def test_a_row_goes_into_the_table_and_no_other_row_moves(base):
-    rows = [w.text_encoder.get_input_embeddings().weight for w in (base, merged(base, shaken(base, 'cd')))]
+    rows = [w.text_encoder.get_input_embeddings().weight for w in (base, plain_world(base, shaken(base, 'cd')))]
     assert (rows[0] != rows[1]).any(1).nonzero().flatten().tolist() == base.tokenizer('x', add_special_tokens=False).input_ids
 
 def test_two_text_encoders_are_merged_too():
     base = tiny_xl_world()
     w = shaken(base, 'cd')
-    assert torch.allclose(answer(merged(base, w, 'a x cat')), answer(w), atol=1e-5)
+    assert torch.allclose(answer(plain_world(base, w, 'a x cat')), answer(w), atol=1e-5)
 
 def test_half_precision_is_merged_as_closely_as_it_can_be():
     base = tiny_world().to(dtype=torch.bfloat16)
     w = shaken(base, 'lora')
-    assert merged(base, w).dtype == torch.bfloat16
+    assert plain_world(base, w).dtype == torch.bfloat16
 
 def test_what_cannot_be_merged_is_refused(base):
     w = shaken(base, 'db')
     w.unet.extra = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(ForgetError, match=r"cannot be merged.*'extra'"): merged(base, w)
+    with pytest.raises(ForgetError, match=r"cannot be merged.*'extra'"): plain_world(base, w)
 
 def test_merging_that_changes_answers_is_refused(base, monkeypatch):
     import openworld_forget.training.sequence as S
-    monkeypatch.setattr(S, '_plain', lambda net: net)
     w = shaken(base, 'lora')
-    with pytest.raises(ForgetError, match='cannot be merged'): merged(base, w)
-    others = base.but(unet=shaken(base, 'db').unet)
-    monkeypatch.setattr(S, '_plain', lambda net: base.unet if net is others.unet else net)
-    with pytest.raises(ForgetError, match='its answers change'): merged(base, others)
+    monkeypatch.setattr(S, 'merged', lambda start, w: w)
+    with pytest.raises(ForgetError, match='cannot be merged'): plain_world(base, w)
+    monkeypatch.setattr(S, 'merged', lambda start, w: start)
+    with pytest.raises(ForgetError, match='its answers change'): plain_world(base, w)
 
 @pytest.mark.parametrize('name', ['db', 'lora-dc', 'cd-dc-nopr'])
 def test_a_sequence_of_one_is_a_customization(base, subjects, cache, tmp_path, name):
@@ -89,7 +88,7 @@ def test_a_sequence_of_one_is_a_customization(base, subjects, cache, tmp_path, n
     world, log = customize(base, subjects[0], m, seed=3, path=tmp_path/'alone.safetensors')
     (a, said), (b, said2) = (load_tensors(tmp_path/f) for f in ('chain/stage-1.safetensors', 'alone.safetensors'))
     assert said == said2 and a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert stage.log == log and stage.world.key == merged(base, world).key
+    assert stage.log == log and stage.world.key == plain_world(base, world).key
 
 def test_killed_anywhere_a_chain_ends_with_the_same_weights(base, subjects, cache, tmp_path, monkeypatch):
     m = method('lora-plain', **FAST)
@@ -139,7 +138,7 @@ def test_the_correction_is_zero_at_its_teacher(base, second, subjects, cache, ki
 
 def test_a_teacher_reads_with_its_own_text_encoder(base, subjects, cache):
     "And one forward for all is a forward for each, whoever teaches."
-    start = merged(base, shaken(base, 'db', text_encoder=True))
+    start = plain_world(base, shaken(base, 'db', text_encoder=True))
     w, _ = adapt(start, Adaptation(), 'y')
     terms = correction_terms(base, subjects[1], 1., 'class+generic', 2, cache=cache)
     plain, fast = (cls(start, w, subjects[1], terms, 2, 0, teacher=base) for cls in (PlainObjective, Objective))

@@ -260,13 +260,21 @@ def look(self:Run, world, fresh: Benchmark, c: int, floor: bool=False) -> np.nda
     return cached(self.cache/f'look-{key}.safetensors', answers)['right'].numpy()
 
 # %% ../../nbs/study/07_run.ipynb #c016f1
+def _few(prompts: list[str], n: int) -> list[str]:
+    "n of the prompts, evenly spaced."
+    return prompts[::max(1, len(prompts)//n)][:n] if n else []
+
+@patch(as_prop=True)
+def unrelated_prompts(self:Run) -> list[str]:
+    "The budget's prompts that have nothing to do with any subject."
+    return _few(self.data.unrelated_prompts(), self.limits.prompts)
+
 @patch(as_prop=True)
 def prompt_sets(self:Run) -> dict[str, list[str]]:
     "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
-    few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
     sets = dict(
-        unrelated=few(self.data.unrelated_prompts(), self.limits.prompts),
-        colors=few(self.data.color_prompts(), self.limits.colors),
+        unrelated=self.unrelated_prompts,
+        colors=_few(self.data.color_prompts(), self.limits.colors),
         yours=self.study.prompts,
     )
     return {k: v for k, v in sets.items() if v}

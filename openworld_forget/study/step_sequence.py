@@ -30,7 +30,7 @@ OTHERS = 3              # unrelated pictures beside the subjects
 
 def stage_pictures(run: Run, world: World, subjects: list[Subject]) -> torch.Tensor:
     "Pictures uint8 [subjects + OTHERS, 3, H, W] of a world, from the same seeds whatever the world."
-    n, prompts, m = run.limits.per_template, run.prompt_sets['unrelated'], run.limits.per_prompt
+    n, prompts, m = run.limits.per_template, run.unrelated_prompts, run.limits.per_prompt
     asked = lambda s: [t.format(s.phrase) for t in templates_for(run.data, s.name)]
     mine = [drawn(run, world, asked(s), n, f'portraits of {s.name}')[:1] for s in subjects]
     return torch.cat([*mine, drawn(run, world, prompts, m, 'pictures')[:OTHERS*m:m]])
