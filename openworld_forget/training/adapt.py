@@ -91,7 +91,8 @@ class KeptOff(nn.Module):
         self.rows = rows
         self.register_buffer('d', d, persistent=False)
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):      # in bfloat16 little of "orthogonal" would be left
+        device = 'cpu' if x.is_meta else x.device.type
+        with torch.autocast(device, enabled=False):             # in bfloat16 little of "orthogonal" would be left
             d, y = self.d.to(x.dtype), x.flatten(1)             # (n, k), (r, n) or (n, r)
             return (y - (y @ d) @ d.T if self.rows else y - d @ (d.T @ y)).view_as(x)
 
@@ -103,7 +104,8 @@ def kept_off(unet: nn.Module, k: int):
         if k >= min(weight.shape):
             raise ForgetError(f'keep: {k} singular directions, but {name} has only {min(weight.shape)}, and the LoRA '
                               f'could change nothing there. Give less.')
-        u, _, v = torch.linalg.svd(weight, full_matrices=False)                         # (out, q), (q,), (q, in)
+        if weight.is_meta: u, v = weight.new_empty(len(weight), k), weight.new_empty(k, weight.shape[1])     # shapes alone
+        else: u, _, v = torch.linalg.svd(weight, full_matrices=False)                   # (out, q), (q,), (q, in)
         for factor, d, rows in ((m.lora_A, v[:k].T, True), (m.lora_B, u[:, :k], False)):
             parametrize.register_parametrization(factor['default'], 'weight', KeptOff(d.clone(), rows))
 

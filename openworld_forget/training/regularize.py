@@ -108,10 +108,10 @@ def _weights_moved(base, w, params, token, importance=None):
     "Squared distance of parameters that are weights, each counted by its importance (same names), if given."
     start = {k: v.detach() for k, v in origins(base, params, token).items()}
     if importance: importance = {k: v.to(base.device) for k, v in importance.items()}
-    def distance():
-        d = {k: (p - start[k].to(p.dtype)).square() for k, p in params.items()}
-        return sum((d[k]*importance[k] if importance else d[k]).sum() for k in d)
-    return distance
+    def squared(k, p):
+        d = (p - start[k].to(p.dtype)).square()
+        return (d*importance[k] if importance else d).sum()
+    return lambda: sum(squared(k, p) for k, p in params.items())
 
 def _lora_moved(base, w, params, token):
     "The same of the weights that LoRAs are added to: |s B A|^2 = s^2 tr((B^T B)(A A^T))."
