@@ -9,12 +9,13 @@ __all__ = ['LAMBDA', 'METHODS', 'FORMS', 'Method', 'method', 'recipe_of', 'terms
 import os, shutil
 from pathlib import Path
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from ..core import Record, atomic, choose, content_key, load_tensors, tensor_shapes
 from ..source import source_key
 from .adapt import Adaptation, adapt, load_own, save_adapted, trainable, trained
 from .fit import Recipe, checkpoint_key, fit
-from .regularize import SOURCES, Objective, Term, correction_terms, prior_term
+from .regularize import AHEAD, SOURCES, Objective, Term, correction_terms, prior_term
+from .scout import history, scout_for
 from ..worlds.data import Subject
 from ..worlds.world import World
 
@@ -27,6 +28,7 @@ class Method(Record):
     correction: float = Field(0., ge=0, le=1e6)     # lambda
     source: str = 'class'                           # what the correction sees
     share: float = Field(1., gt=0, le=16)           # images that it sees per step, as a share of the batch
+    scout: int = Field(0, ge=0, le=10_000_000)      # steps between scans that choose its captions anew; 0: none
     images: int = Field(200, ge=1, le=100_000)      # generated images per regularizer set
     recipe: dict = {}                               # fields of the recipe that differ from the world's
 
@@ -57,6 +59,14 @@ class Method(Record):
     @classmethod
     def _known(cls, v): return choose(v, SOURCES, 'correction source')
 
+    @model_validator(mode='after')
+    def _has_captions(self):
+        if self.scout % AHEAD: raise ValueError(f'scout: {self.scout} steps between scans: give a multiple of {AHEAD}, or 0')
+        if self.scout and self.corrected and 'generic' not in self.source.split('+'):
+            raise ValueError(f'scout: with the source {self.source!r} the correction has one caption, and nothing to '
+                             "choose: give source: generic, or scout: 0")
+        return self
+
     @field_validator('recipe')
     @classmethod
     def _of_a_recipe(cls, v):
@@ -72,6 +82,7 @@ for _k in ('db', 'lora', 'cd'):
     for _form, (_prior, _dc) in FORMS.items():
         _m = Method(name=_k + _form, adaptation=Adaptation(kind=_k), prior=_prior, correction=_dc)
         METHODS[_m.name] = _m
+METHODS['db-scout'] = Method(name='db-scout', correction=LAMBDA, source='generic', scout=24)
 
 # %% ../../nbs/training/03_methods.ipynb #c012e
 def method(name: str, **overrides) -> Method:
@@ -129,7 +140,9 @@ def customize(
     if kept: return kept[0].but(label=m.name), kept[1]
     w, params = adapt(base, m.adaptation, subject.token)
     trainable(w, params)
-    loss = Objective(base, w, subject, terms_of(base, subject, m, seed, cache), r.batch, seed, r.forward)
+    terms = terms_of(base, subject, m, seed, cache)
+    scout = scout_for(terms, m.scout if m.corrected else 0, r.batch, seed, r.steps)
+    loss = Objective(base, w, subject, terms, r.batch, seed, r.forward, scout)
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
         print(f'{ckpt} is of another run, or of other source: the training starts again.')
@@ -138,6 +151,7 @@ def customize(
     log, _ = fit(params, loss, r, ckpt, every=every, key=key, desc=m.name, **how)
     if path:
         about = dict(run=key, log=log, method=m.model_dump(mode='json'), subject=subject.name, seed=seed)
+        if scout: about['scout'] = history(scout)
         save_adapted(path, base, params, m.adaptation, subject.token, **about)
         ckpt.unlink(missing_ok=True)
         if store: _link(path, store)
