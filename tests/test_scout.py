@@ -8,13 +8,13 @@ import torch
 from openworld_forget.core import ForgetError, generator, load_tensors
 from openworld_forget.training.adapt import Adaptation, adapt
 from openworld_forget.training.fit import Recipe, fit
-from openworld_forget.training.methods import METHODS, Method, customize, method, run_key
+from openworld_forget.training.methods import METHODS, customize, method, run_key
 from openworld_forget.training.regularize import Objective, PlainObjective, Term
 from openworld_forget.training.scout import IMAGE, MOST, Pool, Scout, capped, forwards, history, scout_for, shares_of
 from openworld_forget.worlds.tiny import tiny_subject, tiny_world
 
 N = 24
-RECIPE = Recipe(steps=18, batch=2, lr=5e-3)
+RECIPE = Recipe(steps=17, batch=2, lr=5e-3)
 
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
@@ -54,7 +54,7 @@ def test_the_drift_of_one_caption_alone_never_takes_all():
     assert q[7].item() == MOST and q[0] > 1/400 and q.argmax() == 7
 
 def test_shares_that_cannot_be_are_refused():
-    with pytest.raises(ForgetError, match='3 captions cannot each have at most 0.3'): capped(torch.ones(3)/3, .3)
+    with pytest.raises(ForgetError, match=r'3 captions cannot each have at most 0\.3'): capped(torch.ones(3)/3, .3)
     with pytest.raises(ForgetError, match='share of 0'): capped(torch.tensor([0., 1.]), .9)
 
 # what is seen
@@ -149,10 +149,9 @@ def trained(base, subject, term, path=None, stops=(None,), **kw):
 def whole(base, subject, term): return trained(base, subject, term)
 
 def test_stopped_before_at_and_after_a_scan_it_ends_with_the_same_bits(base, subject, term, whole, tmp_path):
-    for i, stops in enumerate([(7, 8, 9, 15, None), (3, 16, 17, None)]):
-        part = trained(base, subject, term, tmp_path/f'{i}.safetensors', stops)
-        for a, b in ((whole[0], part[0]), (whole[2], part[2])): assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-        assert whole[1] == part[1]
+    part = trained(base, subject, term, tmp_path/'c.safetensors', (7, 8, 9, 15, 16, None))
+    for a, b in ((whole[0], part[0]), (whole[2], part[2])): assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert whole[1] == part[1]
     assert whole[2]['steps'].tolist() == [8, 16] and whole[2]['shares'].std() > 0
 
 def test_without_what_the_checkpoint_carries_it_would_end_elsewhere(base, subject, term, whole, tmp_path, monkeypatch):
