@@ -15,7 +15,7 @@ from openworld_forget.worlds.tiny import tiny_world
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
 KINDS, FORMS = ('db', 'lora', 'cd'), ('-plain', '', '-dc', '-dc-nopr')
 PAPER = [k + f for k, f in itertools.product(KINDS, FORMS)]
-EVERY = [*PAPER, *MITIGATIONS]
+EVERY = [*PAPER, *MITIGATIONS, 'db-scout']
 
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
