@@ -257,7 +257,7 @@ def _idle(m: Method, fields: dict, chained: bool=False) -> list[str]:
     a = a if isinstance(a, dict) else {}
     counts = ('kind', *COUNTS[m.adaptation.kind])
     out = [f'adaptation.{k}' for k in a if k not in counts and (a[k] or k != 'text_encoder')]
-    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction)) else []
+    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction or m.preference)) else []
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1i

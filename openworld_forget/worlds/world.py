@@ -448,7 +448,8 @@ class World(_Noiser):
     def remembered(self, text: torch.Tensor):
         """Inside, cross-attention takes the keys and values of C prompts (text states [C, *text_shape]) from a table,
         computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."""
-        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
+        named = ((k, m) for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v')))
+        layers = [m for _, m in named if not getattr(m, 'reads_time', False)]       # no table holds for every timestep
         now, states = [None], self.conditions(text)[0]          # (C, length, width)
         compiled = self.unet._compiled_call_impl                # a compiled network knows no table
         def pick(c):
@@ -568,7 +569,12 @@ register(WorldSpec(
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=4),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=2),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=2))))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016v
 register(WORLDS['sd15'].but(
@@ -581,4 +587,9 @@ register(WORLDS['sd15'].but(
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=1),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=1))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=1),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=1),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=1))))
