@@ -16,7 +16,7 @@ from ..core import ForgetError, choose, content_key, project_path, read_json, ro
 from ..source import PACKAGE, imports, module_of, source_key
 from .records import BUDGETS, FULL, READS, Study
 from .results import template, template_code
-from ..training.adapt import ADAPTATIONS, token_id
+from ..training.adapt import ADAPTATIONS, COUNTS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
@@ -249,8 +249,8 @@ def _idle(m: Method, fields: dict) -> list[str]:
     "Fields that have no effect on a method."
     a = fields.get('adaptation', {})
     a = a if isinstance(a, dict) else {}
-    out = [f'adaptation.{k}' for k in a if k in ('rank', 'alpha', 'targets') and m.adaptation.kind != 'lora']
-    out += ['adaptation.text_encoder'] if a.get('text_encoder') and m.adaptation.kind != 'db' else []
+    counts = ('kind', *COUNTS[m.adaptation.kind])
+    out = [f'adaptation.{k}' for k in a if k not in counts and (a[k] or k != 'text_encoder')]
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1i
@@ -372,8 +372,8 @@ def ready(s: Study, world: World):
     ends = lambda k: (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))
     layers = {p for k, _ in world.unet.named_modules() for p in ends(k)}
     for m in map(s.method, s.methods if s.concepts else ()):
-        if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
-        for t in m.adaptation.targets if m.adaptation.kind == 'lora' else ():
+        if m.adaptation.kind in ('cd', 'ti'): token_id(world, world.spec.token)
+        for t in m.adaptation.targets if 'targets' in COUNTS[m.adaptation.kind] else ():
             choose(t, sorted(layers, key=len), f'layer in the targets of {m.name!r}')
     for f in s.checkpoints.values(): load_adapted(world, local_path(f))
     # by a name in a variable: the steps do not reach the judges through this
