@@ -1,4 +1,4 @@
-"""One tester over every method: db, lora, cd in all their regularized forms, other adaptations in one, on a random world in Stable Diffusion 1.5's layout: exact,
+"""One tester over every method, db, lora, cd in all regularized forms, other adaptations in one, on a random world in Stable Diffusion 1.5's layout: exact,
 resumable, and the same on another prediction type and in bfloat16."""
 import itertools
 
