@@ -8,14 +8,15 @@ import torch
 from openworld_forget.core import ForgetError, generator
 from openworld_forget.training.adapt import Adaptation, adapt, load_own
 from openworld_forget.worlds.tiny import tiny_subject
-from openworld_forget.training.methods import METHODS, customize, method
+from openworld_forget.training.methods import METHODS, MITIGATIONS, customize, method
 from openworld_forget.training.regularize import Objective, PlainObjective, Term, correction_terms, prior_term
 from openworld_forget.worlds.tiny import tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
 KINDS, FORMS = ('db', 'lora', 'cd'), ('-plain', '', '-dc', '-dc-nopr')
-EVERY = [k + f for k, f in itertools.product(KINDS, FORMS)]
+PAPER = [k + f for k, f in itertools.product(KINDS, FORMS)]
 MORE = ('oft', 'loha', 'lokr', 'svdiff')           # with all forms, too; tried in the one that has all terms
+EVERY = [*PAPER, *MITIGATIONS, 'db-scout']
 TRIED = [*EVERY, *(k + '-dc' for k in MORE), 'ti']
 
 @pytest.fixture(scope='module')
@@ -45,13 +46,13 @@ def test_the_forms_are_those_of_the_paper():
 
 def test_the_corrected_form_is_found_by_the_record():
     "Whatever the methods are called: same adaptation, same prior, no correction."
-    renamed = [m.but(name=f'{i}-x') for i, m in enumerate(METHODS.values())]
-    for m, known in zip(renamed, METHODS.values()):
+    renamed = [METHODS[n].but(name=f'{i}-x') for i, n in enumerate(PAPER)]
+    for m, known in zip(renamed, map(method, PAPER)):
         form = known.name.removeprefix(known.family)
         plain = {'-dc': known.family, '-dc-nopr': f'{known.family}-plain'}.get(form)
         assert (m.family, m.corrected) == (known.adaptation.kind, plain is not None)
         assert m.plain == (METHODS[plain] if plain else None)
-        assert [METHODS[n].name for n, other in zip(METHODS, renamed) if m.corrects(other)] == ([plain] if plain else [])
+        assert [n for n, other in zip(PAPER, renamed) if m.corrects(other)] == ([plain] if plain else [])
     assert method('db-dc', prior=.5).plain is None and method('db-dc', adaptation=Adaptation(text_encoder=True)).plain is None
 
 @pytest.mark.parametrize('name', TRIED)

@@ -447,7 +447,8 @@ class World(_Noiser):
     def remembered(self, text: torch.Tensor):
         """Inside, cross-attention takes the keys and values of C prompts (text states [C, *text_shape]) from a table,
         computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."""
-        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
+        named = ((k, m) for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v')))
+        layers = [m for _, m in named if not getattr(m, 'reads_time', False)]       # no table holds for every timestep
         now, states = [None], self.conditions(text)[0]          # (C, length, width)
         compiled = self.unet._compiled_call_impl                # a compiled network knows no table
         def pick(c):
