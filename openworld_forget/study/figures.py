@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
-           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map']
+           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -212,3 +212,27 @@ def transport_map(
                 label.set_bbox(dict(facecolor=SWATCH[t], alpha=.45, edgecolor='none', pad=1.2))
     fig.colorbar(m, ax=ax[0].tolist(), shrink=.8, label='share of the pixels')
     return fig
+
+# %% ../../nbs/study/15_figures.ipynb #c031
+def fronts_panel(
+    members: pd.DataFrame,      # rows of `fronts.members_table`
+    kind: str,                  # drop, lpips or colour
+    nulls: list[str],           # families that are plain updates at several strengths
+    label: str='', ax=None,
+):
+    "One kind of drift against fidelity; a line per family, from the base on."
+    if ax is None: _, ax = plt.subplots(figsize=(5, 3.6))
+    own = [f for f in dict.fromkeys(members.family) if f not in nulls]
+    colors = dict(zip(own, sns.color_palette('colorblind', max(len(own), 1))))
+    marks = 'osD^vPX*<>'
+    for f, d in members.groupby('family', sort=False):
+        base, null = d.fidelity_base.iloc[0], f in nulls
+        x, y = [base, *d.fidelity], [0, *d[kind]]
+        c = FLOOR if null else colors[f]
+        ax.plot(x, y, '-' if null else '--', color=c, lw=3 if null else 1, alpha=.6, zorder=1)
+        mark = 'o' if null else marks[own.index(f) % len(marks)]
+        ax.errorbar(d.fidelity, d[kind], yerr=np.nan_to_num([d[kind] - d[f'{kind}_low'], d[f'{kind}_high'] - d[kind]]),
+                    fmt=mark, ms=5, color=c, lw=1, zorder=2 + (not null), label=f'{f}, turned down' if null else f)
+    ax.axhline(members[f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
+    ax.set(xlabel='fidelity (cosine to the photos)', ylabel=label or kind)
+    return ax

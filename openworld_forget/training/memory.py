@@ -132,8 +132,9 @@ def _training(names: tuple, nets: tuple, spec: str, m: str, groups: tuple[int, .
     "(numbers of the adapted world's own, numbers that are trained, bytes of a step), all in float32."
     nets, spec, m = dict(zip(names, nets)), WorldSpec.model_validate_json(spec), Method.model_validate_json(m)
     w, params = _adapted(nets, m, spec)
-    base = {id(p) for n in nets.values() for p in n.parameters()}
-    own = sum(p.numel() for x in (w.unet, *w.encoders.values()) for p in x.parameters() if id(p) not in base)
+    held = lambda n: (x for x in (*n.parameters(), *n.buffers()) if x.is_floating_point())
+    base = {id(x) for n in nets.values() for x in held(n)}
+    own = sum(x.numel() for n in (w.unet, *w.encoders.values()) for x in held(n) if id(x) not in base)
     return own, sum(p.numel() for p in params.values()), step_bytes(w, groups, params)
 
 def pulled_numbers(m: Method, trained: int) -> int:

@@ -551,7 +551,12 @@ register(WorldSpec(
     recipes=dict(
         db=dict(steps=250, lr=1e-4, batch=4),
         lora=dict(steps=250, lr=1e-3, batch=4),
-        cd=dict(steps=250, lr=1e-3, batch=4))))
+        cd=dict(steps=250, lr=1e-3, batch=4),
+        oft=dict(steps=250, lr=1e-3, batch=4),
+        loha=dict(steps=250, lr=1e-2, batch=4),
+        lokr=dict(steps=250, lr=1e-2, batch=4),
+        svdiff=dict(steps=250, lr=1e-2, batch=4),
+        ti=dict(steps=250, lr=1e-2, batch=4))))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016b
 register(WorldSpec(
