@@ -116,10 +116,10 @@ for _k in ('db', 'lora', 'cd', 'oft', 'loha', 'lokr', 'svdiff'):
 METHODS['ti'] = Method(name='ti', adaptation=Adaptation(kind='ti'))     # the control: without V*, exactly the base
 
 # %% ../../nbs/training/03_methods.ipynb #c012b3
-BRACKETS = dict(anchor=[1e-3, 1e-2, 1e-1], fisher=[1e-3, 1e-2, 1e-1], preference=[3., 30., 300.], keep=[1, 4, 16])
+BRACKETS = dict(anchor=[1e-3, 1e-2, 1e-1], fisher=[1e-2, 1e-1, 1.], preference=[3., 30., 300.], keep=[1, 4, 16])
 MITIGATIONS = {     # name -> fields that differ from those of `db`, `lora`, ...; none has prior preservation
     'db-l2': dict(kind='db', anchor=1e-2),
-    'db-ewc': dict(kind='db', fisher=1e-2),
+    'db-ewc': dict(kind='db', fisher=1e-1),
     'db-dco': dict(kind='db', preference=30.),
     'oplora': dict(kind='lora', keep=4),
     't-lora': dict(kind='lora', least_rank=1),
