@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTS', 'ADDED', 'ADAPTATIONS', 'RowEmbedding', 'Adaptation', 'token_ids', 'token_id', 'layers_of', 'KeptOff',
            'kept_off', 'finished', 'rank_at', 'Clock', 'RankMask', 'by_time', 'peft_config', 'Spectral', 'adapt',
-           'trainable', 'trained', 'merged', 'save_adapted', 'freeze', 'stored', 'load_own', 'export_adapted']
+           'trainable', 'trained', 'freeze', 'merged', 'save_adapted', 'stored', 'load_own', 'export_adapted']
 
 # %% ../../nbs/training/01_adapt.ipynb #c003
 import json, re
@@ -67,7 +67,8 @@ class Adaptation(Record):
 # %% ../../nbs/training/01_adapt.ipynb #m1f1
 _SIZED = ('rank', 'alpha', 'targets')
 COUNTS = dict(      # kind -> the fields of an adaptation that it looks at
-    db=('text_encoder',), cd=(), lora=(*_SIZED, 'keep', 'least_rank'), oft=('rank', 'targets'), loha=_SIZED, lokr=_SIZED, svdiff=(), ti=())
+    db=('text_encoder',), cd=(), lora=(*_SIZED, 'keep', 'least_rank'),
+    oft=('rank', 'targets'), loha=_SIZED, lokr=_SIZED, svdiff=(), ti=())
 
 # %% ../../nbs/training/01_adapt.ipynb #c008b
 def token_ids(world: World, token: str) -> dict[str, int]:
@@ -298,6 +299,12 @@ def trained(w: World, params: dict, dtype: torch.dtype) -> World:
     w.unet.disable_gradient_checkpointing()
     return freeze(w)
 
+# %% ../../nbs/training/01_adapt.ipynb #c012d
+def freeze(world: World) -> World:
+    "Evaluation mode, no gradients."
+    for m in (world.unet, *world.encoders.values()): m.eval().requires_grad_(False)
+    return world.but()
+
 # %% ../../nbs/training/01_adapt.ipynb #m1g1
 def _merged_weight(m: nn.Module) -> torch.Tensor:
     "The weight that a layer with an adapter stands for."
@@ -333,12 +340,6 @@ def save_adapted(path: Path|str, base: World, params: dict, a: Adaptation, token
     more = dict(lora_adapter_metadata=said) if a.kind == 'lora' else {}
     about = dict(meta, adaptation=a.model_dump(mode='json'), base=base.key, token=token)
     save_tensors(path, {_published(k): p for k, p in params.items()}, about, more)
-
-# %% ../../nbs/training/01_adapt.ipynb #c012d
-def freeze(world: World) -> World:
-    "Evaluation mode, no gradients."
-    for m in (world.unet, *world.encoders.values()): m.eval().requires_grad_(False)
-    return world.but()
 
 # %% ../../nbs/training/01_adapt.ipynb #c012c
 def _read_own(path) -> tuple[dict, dict]:

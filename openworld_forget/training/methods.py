@@ -11,14 +11,16 @@ import os, shutil
 from dataclasses import replace
 from pathlib import Path
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from ..core import ForgetError, Record, atomic, choose, content_key, load_tensors, tensor_shapes
 from ..source import source_key
 from .adapt import (
     Adaptation, adapt, finished, load_own, save_adapted, stored, trainable, trained)
 from .fit import Recipe, checkpoint_key, fit
-from .regularize import (
-    MOVED, SOURCES, WEIGHTS, Objective, Pull, Term, anchor_pull, correction_terms, fisher_pull, origins, prior_term)
+from openworld_forget.training.regularize import (
+    AHEAD, MOVED, SOURCES, WEIGHTS, Objective, Pull, Term, anchor_pull, correction_terms, fisher_pull, origins,
+    prior_term)
+from .scout import history, scout_for
 from ..worlds.data import Subject
 from ..worlds.world import World
 
@@ -33,7 +35,11 @@ def _scaled(*names):
             if any(x in k for x in names): p.mul_(s)
     return scale
 
-REWOUND = dict(db=_between, cd=_between, lora=_scaled('.lora_B.'))      # kind -> how its parameters are rewound, in place
+REWOUND = dict(                     # kind -> how its parameters are rewound, in place
+    db=_between, cd=_between, ti=_between,
+    lora=_scaled('.lora_B.'), loha=_scaled('.hada_w1_a'), lokr=_scaled('.lokr_w1.', '.lokr_w1_a.'),
+    oft=_scaled('.oft_R.'), svdiff=_scaled('.shift'),       # a rotation by less; smaller shifts
+)
 
 @torch.no_grad()
 def rewound(base: World, params: dict, a: Adaptation, token: str, strength: float):
@@ -50,6 +56,7 @@ class Method(Record):
     correction: float = Field(0., ge=0, le=1e6)     # lambda
     source: str = 'class'                           # what the correction sees
     share: float = Field(1., gt=0, le=16)           # images that it sees per step, as a share of the batch
+    scout: int = Field(0, ge=0, le=10_000_000)      # steps between scans that choose its captions anew; 0: none
     images: int = Field(200, ge=1, le=100_000)      # generated images per regularizer set
     anchor: float = Field(0., ge=0, le=1e9)         # weight of the squared distance from the base's weights
     fisher: float = Field(0., ge=0, le=1e9)         # the same, counted by the base's Fisher information
@@ -96,6 +103,14 @@ class Method(Record):
         if a is None or v == cls.model_fields[info.field_name].default or a.kind in kinds: return v
         raise ValueError(f'is defined for {", ".join(kinds)}, not for {a.kind}; leave it out')
 
+    @model_validator(mode='after')
+    def _has_captions(self):
+        if self.scout % AHEAD: raise ValueError(f'scout: {self.scout} steps between scans: give a multiple of {AHEAD}, or 0')
+        if self.scout and self.corrected and 'generic' not in self.source.split('+'):
+            raise ValueError(f'scout: with the source {self.source!r} the correction has one caption, and nothing to '
+                             "choose: give source: generic, or scout: 0")
+        return self
+
     @field_validator('recipe')
     @classmethod
     def _of_a_recipe(cls, v):
@@ -114,6 +129,7 @@ for _k in ('db', 'lora', 'cd', 'oft', 'loha', 'lokr', 'svdiff'):
         _m = Method(name=_k + _form, adaptation=Adaptation(kind=_k, **SIZES.get(_k, {})), prior=_prior, correction=_dc)
         METHODS[_m.name] = _m
 METHODS['ti'] = Method(name='ti', adaptation=Adaptation(kind='ti'))     # the control: without V*, exactly the base
+METHODS['db-scout'] = Method(name='db-scout', correction=LAMBDA, source='generic', scout=24)
 
 # %% ../../nbs/training/03_methods.ipynb #c012b3
 BRACKETS = dict(anchor=[1e-3, 1e-2, 1e-1], fisher=[1e-2, 1e-1, 1.], preference=[3., 30., 300.], keep=[1, 4, 16])
@@ -181,10 +197,10 @@ def _kept(base: World, path, key: str) -> tuple[World, list[dict]]|None:
     meta = load_tensors(path)[1]
     return (load_own(base, path), meta['log']) if meta.get('run') == key else None
 
-def _whole(base: World, store, key: str) -> tuple[World, dict, list[dict]]|None:
-    "Adapted world, parameters in float32 and log of a training that the cache holds."
+def _whole(base: World, store, key: str) -> tuple[World, dict, dict]|None:
+    "Adapted world, parameters in float32 and what was said of a training that the cache holds."
     if not store or not store.exists() or (meta := load_tensors(store)[1]).get('run') != key: return None
-    return *stored(base, store, fine=True), meta['log']
+    return *stored(base, store, fine=True), {k: meta[k] for k in ('log', 'scout') if k in meta}
 
 def _link(file: Path, to: Path):
     "The same file at a second place; no second copy where the disk can do without."
@@ -194,20 +210,22 @@ def _link(file: Path, to: Path):
         except OSError: shutil.copyfile(file, p)
 
 # %% ../../nbs/training/03_methods.ipynb #c012d2
-def _trained(base, subject, m, seed, ckpt, key, cache, every) -> tuple[World, dict, list[dict]]:
-    "Train a method, or go on from its checkpoint: adapted world, parameters, log."
+def _trained(base, subject, m, seed, ckpt, key, cache, every) -> tuple[World, dict, dict]:
+    "Train a method, or go on from its checkpoint: adapted world, parameters, and what its file says (`log`, ...)."
     r = recipe_of(base, m)
     w, params = adapt(base, m.adaptation, subject.token)
     trainable(w, params)
     pulls = pulls_of(base, w, params, subject, m, seed, cache)
     terms = terms_of(base, subject, m, seed, cache)
-    loss = Objective(base, w, subject, terms, r.batch, seed, r.forward, pulls=pulls, preference=m.preference)
+    scout = scout_for(terms, m.scout if m.corrected else 0, r.batch, seed, r.steps)
+    loss = Objective(base, w, subject, terms, r.batch, seed, r.forward, scout, pulls, m.preference)
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
         print(f'{ckpt} is of another run, or of other source: the training starts again.')
         ckpt.unlink()
     how = dict(eight=base.spec.compute.adam_8bit, scaled=base.dtype == torch.float16)
     log, _ = fit(params, loss, r, ckpt, every=every, key=key, desc=m.name, **how)
-    return finished(w), params, log
+    said = {'log': log} | ({'scout': history(scout)} if scout else {})
+    return finished(w), params, said
 
 # %% ../../nbs/training/03_methods.ipynb #c012d3
 def customize(
@@ -224,15 +242,15 @@ def customize(
     if kept := _kept(base, path, key): return kept[0].but(label=m.name), kept[1]
     ckpt = Path(path).with_suffix('.ckpt.safetensors') if path else None
     def save(file, how, key):
-        about = dict(run=key, log=log, method=how.model_dump(mode='json'), subject=subject.name, seed=seed)
+        about = dict(run=key, method=how.model_dump(mode='json'), subject=subject.name, seed=seed, **said)
         save_adapted(file, base, params, how.adaptation, subject.token, **about, strength=how.strength)
-    if found := _whole(base, store, whole): w, params, log = found
+    if found := _whole(base, store, whole): w, params, said = found
     else:
-        w, params, log = _trained(base, subject, m, seed, ckpt, whole, cache, every)
+        w, params, said = _trained(base, subject, m, seed, ckpt, whole, cache, every)
         if store: save(store, full, whole)
     rewound(base, params, m.adaptation, subject.token, m.strength)
     if path:
         if store and tensor_shapes(store)[1]['method'] == m.model_dump(mode='json'): _link(store, path)
         else: save(path, m, key)
         ckpt.unlink(missing_ok=True)
-    return trained(w, params, base.dtype).but(label=m.name), log
+    return trained(w, params, base.dtype).but(label=m.name), said['log']

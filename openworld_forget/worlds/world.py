@@ -567,7 +567,12 @@ register(WorldSpec(
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=4),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=2),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=2))))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016v
 register(WORLDS['sd15'].but(
@@ -580,4 +585,9 @@ register(WORLDS['sd15'].but(
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=1),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=1))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=1),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=1),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=1))))
