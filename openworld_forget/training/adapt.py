@@ -319,6 +319,8 @@ def merged(base: World, w: World) -> World:
     has = lambda m: isinstance(m, BaseTunerLayer) or parametrize.is_parametrized(m)
     changed = {k: m for k, m in w.unet.named_modules() if has(m)}
     if not changed: return w
+    if any(getattr(m, 'reads_time', False) for m in changed.values()):
+        raise ForgetError('A LoRA whose rank follows the timestep (least_rank) is not one weight, and cannot be merged.')
     unet = clone(base.unet)
     for k, m in changed.items(): unet.get_submodule(k).weight.copy_(_merged_weight(m))
     return w.but(unet=unet)
