@@ -87,7 +87,7 @@ def test_a_scan_measures_the_corrections_own_loss(base, subject, term, monkeypat
     of, params = made(base, subject, term); shaken(of, params)
     which = of.scout.part(0); b = S.points(of, of.scout, which)
     fixed, _ = made(base, subject, term, every=0); fixed.adapted = of.adapted
-    monkeypatch.setattr(fixed, 'draw', lambda stream, step: b); monkeypatch.setattr(fixed, 'count', lambda p, step=None: len(b))
+    monkeypatch.setattr(fixed, 'draw', lambda stream, step, states=None: b); monkeypatch.setattr(fixed, 'count', lambda p, step=None: len(b))
     loss = PlainObjective.__call__(fixed, 0)['correction'].item()
     assert S.drift_of(of, of.scout, which).mean().item()*term.weight == pytest.approx(loss, rel=1e-4)
 
