@@ -226,12 +226,14 @@ class Seen:
 class PlainObjective(Seen):
     """step -> dict of weighted losses, one per name of a term; their sum is the objective.
 
-    Every term has a forward of its own: the definition, and what `Objective` is compared with."""
+    Every term has a forward of its own: the definition, and what `Objective` is compared with. The base is what the
+    training starts from. A `teacher` answers in its place, with the states of its own text encoder."""
     def __init__(
         self, base: World, adapted: World, subject: Subject, terms: list[Term], batch: int, seed: int,
-        scout=None, pulls: list[Pull]=(), preference: float=0.,
+        scout=None, pulls: list[Pull]=(), preference: float=0., teacher: World|None=None,
     ):
         self.base, self.adapted, self.batch, self.seed, self.scout = base, adapted, batch, seed, scout
+        self.teacher = base if teacher is None else teacher
         z = base.encode(subject.images)                                                     # (m, c, h, w)
         self.terms = [Term('instance', 1.0, z, [subject.instance_prompt]*len(z)), *(p for p in terms if p.weight)]
         self.pulls, self.preference = [p for p in pulls if p.weight], preference
@@ -241,7 +243,9 @@ class PlainObjective(Seen):
             first, n = self.streams.get(p.stream, (p, 0))
             self.streams[p.stream] = first, max(n, self.count(p))
         texts = sorted({c for p in self.terms for c in p.captions})
-        with torch.no_grad(): self.states = dict(zip(texts, base.encode_text(texts)))       # caption -> (length, width)
+        said = lambda w: dict(zip(texts, w.encode_text(texts)))
+        with torch.no_grad(): self.states = said(base)                                      # caption -> (length, width)
+        with torch.no_grad(): self.taught = self.states if self.teacher is base else said(self.teacher)
         self.trains_text = any(p.requires_grad for m in adapted.encoders.values() for p in m.parameters())
         half = dict(dtype=base.dtype, enabled=base.dtype in (torch.float16, torch.bfloat16))
         self.mixed = lambda: torch.autocast(base.device.type, **half)   # what is trained is in float32: cast where used
@@ -264,13 +268,13 @@ class PlainObjective(Seen):
         return b.first(self.scout.images(step)) if self.scouted(stream) else b
 
     def asked(self, p: Term, step: int) -> Batch:
-        "What the base is asked for a term: the same noised images, their captions read by its own text encoder."
-        return self.draw(p.stream, step, self.states).first(self.count(p, step))
+        "What the teacher is asked for a term: the same noised images, their captions read by its own text encoder."
+        return self.draw(p.stream, step, self.taught).first(self.count(p, step))
 
     def answer(self, p: Term, step: int) -> torch.Tensor:
-        "The base's answer to a term (n, c, h, w)."
+        "The teacher's answer to a term (n, c, h, w)."
         b = self.asked(p, step)
-        return self.base.predict(b.x, b.t, b.c)
+        return self.teacher.predict(b.x, b.t, b.c)
 
     def error(self, out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         "|y - f|^2 of numbers (n, c, h, w)."
@@ -332,22 +336,22 @@ class Objective(PlainObjective):
     backpropagated before the next is made."""
     def __init__(
         self, base, adapted, subject, terms: list[Term], batch: int, seed: int, forward: int=0,
-        scout=None, pulls: list[Pull]=(), preference: float=0.,
+        scout=None, pulls: list[Pull]=(), preference: float=0., teacher: World|None=None,
     ):
-        super().__init__(base, adapted, subject, terms, batch, seed, scout, pulls, preference)
+        super().__init__(base, adapted, subject, terms, batch, seed, scout, pulls, preference, teacher)
         self.teachers, self.ahead = [p for p in self.terms if p.teacher or p is self.compared], {}
         self.groups = grouped({k: n for k, (_, n) in self.streams.items()}, forward)        # of streams: a forward each
 
     @torch.no_grad()
     def answers(self, step: int) -> dict[Term, torch.Tensor]:
-        "The base's answers (n, c, h, w) to the terms that it teaches, and to the one that is compared with its own."
+        "The teacher's answers (n, c, h, w) to its terms, and to the one that is compared with its own."
         if step not in self.ahead:
             self.ahead.clear()
             first = step - step % AHEAD
             steps = range(first, first + AHEAD)
             sees = {k: [p for p in self.teachers if self.count(p, k)] for k in steps}
             asked = [self.asked(p, k) for k in steps for p in sees[k]]
-            y = iter(taught(self.base, asked))
+            y = iter(taught(self.teacher, asked))
             self.ahead.update({k: {p: next(y) for p in sees[k]} for k in steps})
         return self.ahead[step]
 

@@ -98,20 +98,20 @@ class Scout(Pool):
         self.steps, self.drift = state['steps'].tolist(), state['drift'].tolist()
 
 # %% ../../nbs/training/02b_scout.ipynb #c012
-def points(of: PlainObjective, pool: Pool, which: torch.Tensor) -> Batch:
+def points(of: PlainObjective, pool: Pool, which: torch.Tensor, states: dict|None=None) -> Batch:
     "Where a scan compares predictions: an image of each caption (k,), with noise of its own, at one timestep."
     i = pool.image[which]
     z = pool.term.latents[i.to(pool.term.latents.device)]                                   # (k, c, h, w)
     t = torch.full((len(z),), int(POINT*of.base.timesteps), device=z.device)                # (k,)
     e = noise(of.base.latent_shape, pool.seed, 'scout', which.tolist()).to(z.device, z.dtype)
-    c = torch.stack([of.states[pool.captions[k]] for k in which.tolist()])                  # (k, length, width)
+    c = torch.stack([(states or of.states)[pool.captions[k]] for k in which.tolist()])                  # (k, length, width)
     return Batch(of.base.add_noise(z, e, t), t, c, z, e)
 
 @torch.no_grad()
 def drift_of(of: PlainObjective, pool: Pool, which: torch.Tensor, kept: dict|None=None) -> torch.Tensor:
-    "Squared difference (k,), float64, of the adapted world's answers from the base's, for captions (k,) of a pool."
+    "Squared difference (k,), float64, of the adapted world's answers from the teacher's, for captions (k,) of a pool."
     b, kept, key = points(of, pool, which), {} if kept is None else kept, tuple(which.tolist())
-    if key not in kept: kept[key] = taught(of.base, [b])[0]
+    if key not in kept: kept[key] = taught(of.teacher, [points(of, pool, which, of.taught)])[0]
     with of.mixed(): y = taught(of.adapted, [b])[0]                                         # (k, c, h, w)
     return (y.to(of.wide) - kept[key].to(of.wide)).double().square().flatten(1).mean(1).cpu()
 

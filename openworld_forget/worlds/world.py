@@ -63,6 +63,7 @@ class WorldSpec(Record):
     clip_revision: str|None = None
     features: str                   # the image features that stand for DINO
     token: str = 'sks'              # default rare token V*
+    tokens: list[str] = []          # more of them, for subjects that follow one another
     template: str = 'a photo of a {}'
     photos: Literal['crop', 'pad'] = 'crop'     # how a subject's photos become square: centre, or all of them on white
     guidance: float = 7.5           # classifier-free guidance when sampling
@@ -547,7 +548,7 @@ class XLWorld(World):
 register(WorldSpec(
     name='mini', source='weights/mini', data='openworld_forget.mini.data',
     clip='weights/mini-clip', features='efficientnet-lite0',
-    template='a drawing of a {}', guidance=4., sampling_steps=25,
+    template='a drawing of a {}', guidance=4., sampling_steps=25, tokens=['ohwx', 'zwx', 'ktn', 'pxq'],
     recipes=dict(
         db=dict(steps=250, lr=1e-4, batch=4),
         lora=dict(steps=250, lr=1e-3, batch=4),
@@ -564,6 +565,7 @@ register(WorldSpec(
     source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14',
     clip='openai/clip-vit-base-patch32', clip_revision='c237dc49a33fc61debc9276459120b7eac67e7ef',
     features='facebook/dino-vits16@a7a4d161f5c0bd70478c05ca5777ec7cd8848021',
+    tokens=['ohwx', 'ucd', 'olis', 'hta'],
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
