@@ -112,7 +112,8 @@ def costs(world: str='mini', steps: int=4, rounds: int=2, images: int=8, names=N
         r, params, _, loss = setup(w, subject, k, images)
         sizes[k] = sum(p.numel() for p in params.values())
         took[k] = min(took.get(k, float('inf')), timed(trainer(params, loss, r), steps, w.device))
-    rows = [{'method': k, 'adaptation': method(k).family, 'parameters': sizes[k], 'step (ms)': took[k]*1e3, 'of db-plain': took[k]/took['db-plain']} for k in names]
+    of = lambda k: {'parameters': sizes[k], 'step (ms)': took[k]*1e3, 'of db-plain': took[k]/took['db-plain']}
+    rows = [{'method': k, 'adaptation': method(k).family, **of(k)} for k in names]
     return pd.DataFrame(rows).set_index('method')
 
 def main(argv=None):

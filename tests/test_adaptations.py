@@ -1,4 +1,6 @@
 """Adapters of OFT, LoHa, LoKr and textual inversion as plain peft and plain diffusers read them; what a world cannot adapt is one error."""
+import copy
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -33,7 +35,7 @@ def test_plain_peft_reads_the_file_as_it_is(base, tmp_path, kind):
 def test_plain_diffusers_reads_a_textual_inversion(base, tmp_path):
     w = trained(base, Adaptation(kind='ti'), tmp_path/'a.safetensors'); file, = export_adapted(tmp_path/'a.safetensors', tmp_path)
     parts = base.but(text_encoder=clone(base.text_encoder)).pipeline().components
-    import copy; parts['tokenizer'] = copy.deepcopy(base.tokenizer)
+    parts['tokenizer'] = copy.deepcopy(base.tokenizer)
     pipe = StableDiffusionPipeline(**parts); pipe.load_textual_inversion(str(tmp_path), weight_name=file.name)
     told = pipe.encode_prompt('a <x> cat', 'cpu', 1, False)[0]
     assert torch.equal(told, w.encode_text(['a x cat'])) and not torch.equal(told, base.encode_text(['a x cat']))

@@ -1,4 +1,4 @@
-"""One tester over every method: db, lora, cd in all their regularized forms, the other adaptations in one form each, on a random world in Stable Diffusion 1.5's layout: exact,
+"""One tester over every method, db, lora, cd in all regularized forms, other adaptations in one, on a random world in Stable Diffusion 1.5's layout: exact,
 resumable, and the same on another prediction type and in bfloat16."""
 import itertools
 
@@ -201,7 +201,8 @@ def test_the_text_encoder_can_be_trained(base, subject, cache):
     w, _ = customize(base, subject, method('db-dc', adaptation=Adaptation(text_encoder=True), **FAST), cache=cache)
     assert not torch.equal(w.encode_text(['a x cat']), base.encode_text(['a x cat']))
 
-@pytest.mark.parametrize('name, world', list(itertools.product([*(k + '-dc' for k in (*KINDS, *MORE)), 'ti'], (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))),
+@pytest.mark.parametrize('name, world', list(itertools.product(
+    [*(k + '-dc' for k in (*KINDS, *MORE)), 'ti'], (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))),
                          ids=lambda x: x if isinstance(x, str) else f'{x.prediction}-{str(x.dtype)[6:]}')
 def test_other_worlds(subject, name, world):
     "The same code on a v-prediction schedule and in bfloat16."

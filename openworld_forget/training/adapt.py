@@ -67,7 +67,8 @@ class Adaptation(Record):
 # %% ../../nbs/training/01_adapt.ipynb #m1f1
 _SIZED = ('rank', 'alpha', 'targets')
 COUNTS = dict(      # kind -> the fields of an adaptation that it looks at
-    db=('text_encoder',), cd=(), lora=_SIZED, oft=('rank', 'targets'), loha=_SIZED, lokr=_SIZED, svdiff=(), ti=())
+    db=('text_encoder',), cd=(), lora=(*_SIZED, 'keep', 'least_rank'), oft=('rank', 'targets'),
+    loha=_SIZED, lokr=_SIZED, svdiff=(), ti=())
 
 # %% ../../nbs/training/01_adapt.ipynb #c008b
 def token_ids(world: World, token: str) -> dict[str, int]:
@@ -318,6 +319,8 @@ def merged(base: World, w: World) -> World:
     has = lambda m: isinstance(m, BaseTunerLayer) or parametrize.is_parametrized(m)
     changed = {k: m for k, m in w.unet.named_modules() if has(m)}
     if not changed: return w
+    if any(getattr(m, 'reads_time', False) for m in changed.values()):
+        raise ForgetError('A LoRA whose rank follows the timestep (least_rank) is not one weight, and cannot be merged.')
     unet = clone(base.unet)
     for k, m in changed.items(): unet.get_submodule(k).weight.copy_(_merged_weight(m))
     return w.but(unet=unet)
@@ -384,6 +387,7 @@ def export_adapted(path: Path|str, folder: Path|str) -> list[Path]:
     lora, oft, loha, lokr: peft's folder. ti: `learned_embeds.safetensors`. Of other kinds, a `ForgetError`."""
     (tensors, meta), folder = _read_own(path), Path(folder)
     a = Adaptation.make(**meta['adaptation'])
+    if a.least_rank: raise ForgetError(f'{path} has a rank for each timestep (least_rank), which no other tool reads.')
     if a.kind in ('lora', 'oft', *ADDED): return _as_peft(tensors, a, folder)
     if a.kind != 'ti':
         raise ForgetError(f'{path} is of kind {a.kind}, which no other tool reads as an adapter. '
