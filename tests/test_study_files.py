@@ -235,7 +235,7 @@ def test_the_studies_of_the_project_are_right(f, tmp_path, monkeypatch):
         for c in said['concepts']:
             (tmp_path/'subjects'/c).mkdir(parents=True); (tmp_path/'subjects'/c/'class.txt').write_text('toy')
             for i in range(3): Image.effect_noise((70, 80), 20 + 20*i).save(tmp_path/'subjects'/c/f'{i}.png')
-    steps = plan(read_study(f), tmp_path/'out'); assert {s.name for s in steps} >= {'base', *said['reports']} if 'reports' in said else steps
+    steps = plan(read_study(f), tmp_path/'out'); assert {s.name for s in steps} >= {*said.get('steps', ['base']), *said.get('reports', [])}
 
 @pytest.mark.parametrize('n', ['0', '-1', 'two', '1.5', '', '100000'])
 def test_a_number_of_workers_is_one_or_more(n, capsys):
