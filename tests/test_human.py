@@ -133,10 +133,12 @@ def test_a_rater_answers_with_keys_clicks_and_after_a_reload(home, plan, tmp_pat
         b.click('#another')                             # asks, forgets, begins anew
         b.until(lambda: b.run('document.readyState === "complete" && !document.getElementById("intro").hidden'))
         assert 'deleted' in b.said[0] and b.run('document.getElementById("kept").hidden')
-        load = 'const f = document.getElementById("file"), t = new DataTransfer(); t.items.add(new File([{}], "a.json")); f.files = t.files; f.onchange({{target: f}})'
-        b.run(f'(async () => {{ {load.format(json.dumps(json.dumps({**json.loads(whole.read_text()), "key": "0"})))} }})()')
+        def load(text):
+            b.run(f'(() => {{ const f = document.getElementById("file"), t = new DataTransfer(); t.items.add(new File([{json.dumps(text)}], "a.json"));'
+                  ' f.files = t.files; f.onchange({target: f}) })()')
+        load(json.dumps({**json.loads(whole.read_text()), 'key': '0'}))
         b.until(lambda: 'another page' in b.run('document.getElementById("wrong").textContent'))
-        b.run(f'(async () => {{ {load.format(json.dumps(half.read_text()))} }})()')
+        load(half.read_text())
         b.until(lambda: b.run('!document.getElementById("between").hidden'))
         assert b.run('S.choices.length') == len(todo)//2 + 1
     finally: b.close()
@@ -162,7 +164,8 @@ def test_a_wrong_file_is_one_error_that_names_it(plan, tmp_path, wrong, says):
     made = {
         'key': {**a, 'key': 'x'}, 'kind': {**a, 'kind': 'answers'}, 'field': {**a, 'age': 3}, 'order': {**a, 'choices': [second, first, *rest]},
         'side': {**a, 'choices': [{**first, 'left': first['right'], 'right': first['left']}, second, *rest]}, 'more': {**a, 'choices': [first, *a['choices']]},
-        'time': {**a, 'choices': [{**first, 'ms': True}, second, *rest]}, 'rater': {**a, 'rater': 'bert'}, 'list': [a], 'unfinished': {**a, 'choices': rest[:0]},
+        'time': {**a, 'choices': [{**first, 'ms': True}, second, *rest]}, 'rater': {**a, 'rater': 'bert'}, 'list': [a],
+        'unfinished': {**a, 'choices': rest[:0]},
     }
     text = json.dumps(a)[:-9].encode() if wrong == 'cut' else b'\xff\xfe\0' if wrong == 'binary' else json.dumps(made[wrong]).encode()
     (f := tmp_path/'a.json').write_bytes(text)
