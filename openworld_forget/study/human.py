@@ -83,6 +83,9 @@ def _drawn(folder: Path, name: str, asked: int, study: str) -> dict[str, torch.T
 # %% ../../nbs/study/19_human.ipynb #c011
 def _folders(run: Run, methods: list[str]) -> dict[str, list[Path]]:
     "The folders of the runs of each method, equally many of each, in the same order of subjects and seeds."
+    if 'appearance' not in run.study.steps:
+        raise ForgetError(f'The study {run.study.name!r} takes no step `appearance`, whose pictures people are shown. '
+                          'Add it to `steps` and run the study again.')
     every = run.study.folders(run.home)
     found = {choose(m, every, 'method of this study'): every[m] for m in methods}
     if not methods: raise ForgetError('The study has no methods and no checkpoints: there is nothing to compare.')

@@ -428,7 +428,8 @@ def said(d: Design, t: pd.DataFrame, everyone: list[Answers], out: dict[str, str
     if not everyone: return [NOBODY]
     made = all(a.simulated for a in everyone)
     n, count = len(everyone), len(everyone) - len(out)
-    who = f'{n} simulated raters, made up by a program: {NOBODY}' if made else f'{n} rater{"s" if n > 1 else ""} answered.'
+    who = f'{n} rater{"s" if n > 1 else ""} answered.'
+    if made: who = f'{n} simulated raters, made up by a program: {NOBODY}'
     why = ', '.join(f'{r} ({RULES[k]})' for r, k in out.items())
     lines = [who + (f' Left out by rule: {why}.' if out else ' Nobody is left out by rule.')]
     if not count: return [*lines, 'Nobody is left: nothing can be said.']
