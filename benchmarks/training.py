@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from openworld_forget.core import generator
-from openworld_forget.training.adapt import ADAPTATIONS, adapt
+from openworld_forget.training.adapt import adapt
 from openworld_forget.worlds.generate import generate
-from openworld_forget.training.methods import method, recipe_of, terms_of
+from openworld_forget.training.methods import METHODS, method, recipe_of, terms_of
 from openworld_forget.training.regularize import Objective
 from openworld_forget.training.fit import fit
 from openworld_forget.worlds.world import World, provider
@@ -98,8 +98,23 @@ def compare(world: World, adaptation: str, steps: int, rounds: int, n: int=32) -
     }
 
 def table(world: str='mini', steps: int=16, rounds: int=3, images: int=32) -> pd.DataFrame:
-    "The three ratios of every adaptation, measured now."
-    w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds, images) for k in ADAPTATIONS]).set_index('method')
+    "The three ratios of the paper's adaptations, measured now."
+    w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds, images) for k in ('db', 'lora', 'cd')]).set_index('method')
+
+def costs(world: str='mini', steps: int=4, rounds: int=2, images: int=8, names=None) -> pd.DataFrame:
+    "Every method: how many numbers it trains, and a step of it in multiples of a plain step of DreamBooth; rounds go through all of them."
+    w = load_world(world)
+    data = provider(w.spec)
+    subject = data.subject(data.subjects()[0], w.resolution, w.spec.token)
+    took, sizes = {}, {}
+    names = list(dict.fromkeys(['db-plain', *(names or METHODS)]))
+    for k in [k for _ in range(rounds) for k in names]:
+        r, params, _, loss = setup(w, subject, k, images)
+        sizes[k] = sum(p.numel() for p in params.values())
+        took[k] = min(took.get(k, float('inf')), timed(trainer(params, loss, r), steps, w.device))
+    of = lambda k: {'parameters': sizes[k], 'step (ms)': took[k]*1e3, 'of db-plain': took[k]/took['db-plain']}
+    rows = [{'method': k, 'adaptation': method(k).family, **of(k)} for k in names]
+    return pd.DataFrame(rows).set_index('method')
 
 def main(argv=None):
     ap = argparse.ArgumentParser()

@@ -170,7 +170,7 @@ def test_the_trial_takes_the_devices_batch_and_a_slow_world_one_forward(w, monke
 # ---------------------------------------------------------------- options
 def options(w, **kw): return w.but(spec=w.spec.but(compute=Compute(**kw)))
 
-@pytest.mark.parametrize('kind', ['db', 'lora', 'cd'])
+@pytest.mark.parametrize('kind', ['db', 'lora', 'cd', 'oft', 'svdiff'])
 def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit(w, kind):
     s = tiny_subject()
     terms = terms_of(w, s, method(kind + '-dc', images=2))
@@ -209,7 +209,7 @@ def test_a_study_file_that_says_nonsense_about_computing_is_one_error():
         with pytest.raises(ForgetError, match='compute'): Study.make(name='x', compute=bad)
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('kind', ['db', 'lora', 'cd'])
+@pytest.mark.parametrize('kind', ['db', 'lora', 'cd', 'oft', 'svdiff', 'lokr'])
 def test_half_precision_trains_in_float32_and_is_the_same_when_loaded(kind, dtype, tmp_path):
     "Steps far below a half-precision number's spacing add up; the file keeps them; the world is of one dtype again."
     s, m = tiny_subject(), method(f'{kind}-plain', recipe=dict(steps=3, batch=2, lr=1e-3))

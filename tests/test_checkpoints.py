@@ -484,7 +484,7 @@ def test_strength_scales_every_difference(base, tuned, folder, tmp_path):
     for bad in (math.nan, math.inf, '1', None, [1.]): refused(base, tmp_path/'l.safetensors', 'strength', strength=bad)
     refused(base, write(tmp_path/'t.safetensors', {'<a>': r(32)}), 'no strength', strength=.5)
 
-@pytest.mark.parametrize('kind', ['db', 'lora', 'cd'])
+@pytest.mark.parametrize('kind', ['db', 'lora', 'cd', 'oft', 'loha', 'lokr', 'svdiff', 'ti'])
 def test_our_own_runs_have_strength_and_differences(base, tmp_path, kind):
     a = Adaptation(kind=kind, text_encoder=kind == 'db'); _, params = adapt(base, a, 'x')
     with torch.no_grad():

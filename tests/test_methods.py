@@ -1,4 +1,4 @@
-"""One tester over every method (db, lora, cd) in all its regularized forms, on a random world in Stable Diffusion 1.5's layout: exact,
+"""One tester over every method, db, lora, cd in all regularized forms, other adaptations in one, on a random world in Stable Diffusion 1.5's layout: exact,
 resumable, and the same on another prediction type and in bfloat16."""
 import itertools
 
@@ -8,13 +8,16 @@ import torch
 from openworld_forget.core import ForgetError, generator
 from openworld_forget.training.adapt import Adaptation, adapt, load_own
 from openworld_forget.worlds.tiny import tiny_subject
-from openworld_forget.training.methods import METHODS, customize, method
+from openworld_forget.training.methods import METHODS, MITIGATIONS, customize, method
 from openworld_forget.training.regularize import Objective, PlainObjective, Term, correction_terms, prior_term
 from openworld_forget.worlds.tiny import tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=4, batch=2, lr=1e-3))
 KINDS, FORMS = ('db', 'lora', 'cd'), ('-plain', '', '-dc', '-dc-nopr')
-EVERY = [k + f for k, f in itertools.product(KINDS, FORMS)]
+PAPER = [k + f for k, f in itertools.product(KINDS, FORMS)]
+MORE = ('oft', 'loha', 'lokr', 'svdiff')           # with all forms, too; tried in the one that has all terms
+EVERY = [*PAPER, *MITIGATIONS, 'db-scout']
+TRIED = [*EVERY, *(k + '-dc' for k in MORE), 'ti']
 
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
@@ -35,39 +38,42 @@ def answer(w, prompts=('a x cat', 'a dog', '')):
     with torch.no_grad(): return w.predict(z, torch.tensor([5, 400, 900]), w.encode_text(list(prompts)))
 
 def test_the_forms_are_those_of_the_paper():
-    assert set(EVERY) == set(METHODS)
-    for m in METHODS.values():
+    assert set(TRIED) <= set(METHODS) and not METHODS['ti'].prior and not METHODS['ti'].correction
+    for m in (METHODS[k + f] for k, f in itertools.product((*KINDS, *MORE), FORMS)):
         assert (m.prior > 0, m.correction > 0) == dict(zip(FORMS, ((False, False), (True, False), (True, True), (False, True))))[
             m.name.removeprefix(m.adaptation.kind)
         ]
 
 def test_the_corrected_form_is_found_by_the_record():
     "Whatever the methods are called: same adaptation, same prior, no correction."
-    renamed = [m.but(name=f'{i}-x') for i, m in enumerate(METHODS.values())]
-    for m, known in zip(renamed, METHODS.values()):
+    renamed = [METHODS[n].but(name=f'{i}-x') for i, n in enumerate(PAPER)]
+    for m, known in zip(renamed, map(method, PAPER)):
         form = known.name.removeprefix(known.family)
         plain = {'-dc': known.family, '-dc-nopr': f'{known.family}-plain'}.get(form)
         assert (m.family, m.corrected) == (known.adaptation.kind, plain is not None)
         assert m.plain == (METHODS[plain] if plain else None)
-        assert [METHODS[n].name for n, other in zip(METHODS, renamed) if m.corrects(other)] == ([plain] if plain else [])
+        assert [n for n, other in zip(PAPER, renamed) if m.corrects(other)] == ([plain] if plain else [])
     assert method('db-dc', prior=.5).plain is None and method('db-dc', adaptation=Adaptation(text_encoder=True)).plain is None
 
-@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('name', TRIED)
 def test_only_the_named_parameters_change(base, subject, cache, name):
     before = state(base); w, _ = customize(base, subject, method(name, **FAST), cache=cache)
     assert same(before, state(base))                                                                      # the teacher is as it was
     _, params = adapt(base, method(name).adaptation, subject.token)
     after, live = state(w), {k.removeprefix('unet.') for k in params if k.startswith('unet.')}
-    old = lambda k: k.removeprefix('unet.').replace('.base_layer', '')
-    if name.startswith('lora'):
-        assert all('lora_' in k for k in live) and all(
-            torch.equal(v, before['unet.' + old(k)]) for k, v in after.items() if k.startswith('unet.') and 'lora_' not in k
+    old = lambda k: k.removeprefix('unet.').replace('.base_layer', '').replace('.parametrizations.weight.original', '.weight')
+    kind = method(name).adaptation.kind
+    if kind in ('lora', *MORE):
+        new = {k.removeprefix('unet.') for k in after if k.startswith('unet.') and 'unet.' + old(k) not in before}
+        assert new == live and all(
+            torch.equal(v, before['unet.' + old(k)]) for k, v in after.items() if k.startswith('unet.') and k.removeprefix('unet.') not in live
         )
-        assert any(v.abs().max() > 0 for k, v in after.items() if 'lora_B' in k)
+        zero = dict(lora='lora_B', oft='oft_R', loha='hada_w2_b', lokr='lokr_w1', svdiff='shift')[kind]     # at the start
+        assert all(p.abs().max() == 0 for k, p in params.items() if zero in k) and any(v.abs().max() > 0 for k, v in after.items() if zero in k)
     else:
         changed = {k.removeprefix('unet.') for k in after if k.startswith('unet.') and not torch.equal(after[k], before[k])}; assert changed == live
     assert all(torch.equal(after[k], before[k]) for k in before if k.startswith('vae.'))
-    if name.startswith('cd'):
+    if kind in ('cd', 'ti'):
         row = w.text_encoder.get_input_embeddings(); others = torch.arange(len(row.base.weight)) != row.index
         assert (
             torch.equal(row.base.weight, base.text_encoder.get_input_embeddings().weight)
@@ -82,11 +88,11 @@ def test_only_the_named_parameters_change(base, subject, cache, name):
         assert same(rest, {k: v for k, v in before.items() if k.startswith('text.')})
     else: assert same({k: v for k, v in after.items() if k.startswith('text.')}, {k: v for k, v in before.items() if k.startswith('text.')})
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_no_steps_are_the_base(base, subject, cache, kind):
-    assert torch.equal(answer(customize(base, subject, method(kind + '-dc', images=2, recipe=dict(steps=0)), cache=cache)[0]), answer(base))
+@pytest.mark.parametrize('name', [*(k + '-dc' for k in (*KINDS, *MORE)), 'ti'])
+def test_no_steps_are_the_base(base, subject, cache, name):
+    assert torch.equal(answer(customize(base, subject, method(name, images=2, recipe=dict(steps=0)), cache=cache)[0]), answer(base))
 
-@pytest.mark.parametrize('kind, form', list(itertools.product(KINDS, ('-dc', '-dc-nopr'))))
+@pytest.mark.parametrize('kind, form', [*itertools.product(KINDS, ('-dc', '-dc-nopr')), *((k, '-dc') for k in MORE)])
 def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
     a, b = (
         customize(base, subject, method(kind + form, correction=0.0, **FAST), cache=cache)[0],
@@ -94,7 +100,7 @@ def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
     )
     assert same(state(a), state(b))
 
-@pytest.mark.parametrize('name', EVERY)
+@pytest.mark.parametrize('name', [*EVERY, *(k + '-plain' for k in MORE), 'ti'])
 def test_saved_loaded_resumed(base, subject, tmp_path, tmp_path_factory, name, monkeypatch):
     "What is saved predicts what was trained; a run stopped after every number of steps ends with the same bits."
     import openworld_forget.training.methods as R
@@ -113,13 +119,13 @@ def test_saved_loaded_resumed(base, subject, tmp_path, tmp_path_factory, name, m
         except KeyboardInterrupt: assert not (tmp_path/'part.safetensors').exists() and (tmp_path/'part.ckpt.safetensors').exists()
     assert same(state(whole), state(part)) and log == log2 and sorted(p.name for p in tmp_path.iterdir()) == ['part.safetensors', 'whole.safetensors']
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, *MORE])
 def test_correction_is_zero_at_the_base(base, subject, cache, kind):
     w, params = adapt(base, Adaptation(kind=kind), subject.token); t = correction_terms(base, subject, 1., 'class', 2, cache=cache)
     loss = Objective(base, w, subject, t, 2, 0)(0)['correction']; loss.backward()
     assert loss < 1e-10 and max(p.grad.abs().max().item() for p in params.values() if p.grad is not None) < 1e-5
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [*KINDS, *MORE])
 def test_correction_gradient_is_that_of_finite_differences(subject, kind):
     w = tiny_world()
     base = w.but(**{k: getattr(w, k).double() for k in ('text_encoder', 'vae', 'unet')})
@@ -195,9 +201,10 @@ def test_the_text_encoder_can_be_trained(base, subject, cache):
     w, _ = customize(base, subject, method('db-dc', adaptation=Adaptation(text_encoder=True), **FAST), cache=cache)
     assert not torch.equal(w.encode_text(['a x cat']), base.encode_text(['a x cat']))
 
-@pytest.mark.parametrize('kind, world', list(itertools.product(KINDS, (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))),
+@pytest.mark.parametrize('name, world', list(itertools.product(
+    [*(k + '-dc' for k in (*KINDS, *MORE)), 'ti'], (tiny_world('v_prediction'), tiny_world().to(dtype=torch.bfloat16)))),
                          ids=lambda x: x if isinstance(x, str) else f'{x.prediction}-{str(x.dtype)[6:]}')
-def test_other_worlds(subject, kind, world):
+def test_other_worlds(subject, name, world):
     "The same code on a v-prediction schedule and in bfloat16."
-    w, log = customize(world, subject, method(kind + '-dc', **FAST))
+    w, log = customize(world, subject, method(name, **FAST))
     assert len(log) == 4 and w.dtype == world.dtype and torch.isfinite(answer(w).float()).all() and not torch.equal(answer(w), answer(world))

@@ -179,12 +179,12 @@ NAMED = {       # a module that another names as a text, above itself -> why tha
 }
 
 def rooms():
-    "Module -> (floor, wing, number) of the notebook that exports it."
+    "Module -> (floor, wing, number) of the notebook that exports it; 02b is above 02 and below 03."
     out = {}
     for name, p in NOTEBOOKS.items():
         for m in re.findall(r'^#\| *default_exp (\S+)', '\n'.join(map(source, notebook(p)['cells'])), re.M):
             wing = m.rpartition('.')[0]
-            out[m] = (WINGS[wing], wing, int(re.match(r'\d+', p.name)[0]))
+            out[m] = (WINGS[wing], wing, (int((k := re.match(r'(\d+)([a-z]?)', p.name))[1]), k[2]))
     return out
 
 def arrows(module, text, known):

@@ -133,7 +133,7 @@ def test_text_states_without_the_pooled_row_are_refused(base, points):
 
 def test_sdxl_and_the_sd2_layout_are_known(base):
     s = spec_of('sdxl')
-    assert s.source == 'stabilityai/stable-diffusion-xl-base-1.0' and len(s.revision) == 40 and set(s.recipes) == {'db', 'lora', 'cd'}
+    assert s.source == 'stabilityai/stable-diffusion-xl-base-1.0' and len(s.revision) == 40 and {'db', 'lora', 'cd'} <= set(s.recipes)
     w = tiny_sd2_world(); assert type(w) is World and w.prediction == 'v_prediction' and w.tokens(['a'])[0, -1] == 0
 
 def test_the_published_configs_have_the_sums_that_are_checked():

@@ -115,6 +115,12 @@ WRONG = {
     'a step as report': ('reports: [summary, semantic]', 'report'),
     'a template that is no report of a study': ('reports: [summary, budget]', 'report'),
     'summary not first': ('reports: [measures, summary]', 'begin with summary'),
+    'a step that is none': ('steps: [fronts]', 'front'),
+    'a step twice': ('steps: [front, front]', 'twice'),
+    'no step': ('steps: []', 'steps'),
+    'a report on steps that are not taken': ('reports: [methods]', 'steps: [front]'),
+    'a summary of steps that are left out': ('steps: [semantic]', 'leaves out appearance, fidelity'),
+    'a summary of the small step': ('steps: [front]', 'methods'),
     'no report': ('reports: []', 'reports'),
     'the report on correction without correction': ('methods: [db]\nreports: [summary, correction]', 'with and without'),
     'overrides as a list': ('overrides: [steps]', 'overrides', 'dictionary'),
@@ -229,7 +235,7 @@ def test_the_studies_of_the_project_are_right(f, tmp_path, monkeypatch):
         for c in said['concepts']:
             (tmp_path/'subjects'/c).mkdir(parents=True); (tmp_path/'subjects'/c/'class.txt').write_text('toy')
             for i in range(3): Image.effect_noise((70, 80), 20 + 20*i).save(tmp_path/'subjects'/c/f'{i}.png')
-    steps = plan(read_study(f), tmp_path/'out'); assert {s.name for s in steps} >= {'base', *said['reports']} if 'reports' in said else steps
+    steps = plan(read_study(f), tmp_path/'out'); assert {s.name for s in steps} >= {*said.get('steps', ['base']), *said.get('reports', [])}
 
 @pytest.mark.parametrize('n', ['0', '-1', 'two', '1.5', '', '100000'])
 def test_a_number_of_workers_is_one_or_more(n, capsys):
@@ -328,7 +334,8 @@ def test_a_step_gets_what_its_key_holds_and_no_more(tmp_path):
         for k in set(Budget.model_fields) - set(READS[p.name]):
             with pytest.raises(AttributeError): getattr(limits, k)
         if p.name != 'base': assert part.method(part.methods[0]) == s.method(p.params['method']) and len(part.seeds) == 1
-    assert seen == set(READS) - {'shard'} and study_reports() == ['correction', 'measures', 'paper', 'rewound', 'summary', 'validation']
+    assert seen == set(READS) - {'shard', 'front', 'sequence'} and study_reports() == [
+        'correction', 'measures', 'methods', 'paper', 'rewound', 'sequences', 'summary', 'validation']
 
 def test_the_files_of_a_checkpoint_are_part_of_its_key_alone(tmp_path):
     import torch

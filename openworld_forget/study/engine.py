@@ -411,7 +411,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     causes were printed. Holds the study's folder meanwhile, and leaves no process behind."""
     todo = [s for s in steps if not s.done]
     log(f'{len(steps)} steps, {len(steps)-len(todo)} done already, {len(todo)} to run.')
-    home, failed, without, clock = steps[0].folder.parent, [], [], clock or Clock()
+    home, failed, without, clock = Path(steps[0].params.get('home', steps[0].folder.parent)), [], [], clock or Clock()
     if not todo: return []
     env, scratch = surroundings(threads_of(1 if serial else workers)), plain_folder()
     code = '\n'.join(template_code(n) for n in sorted({s.name for s in todo}))

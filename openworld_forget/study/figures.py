@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
-           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel']
+           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'stage_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -235,4 +235,22 @@ def fronts_panel(
                     fmt=mark, ms=5, color=c, lw=1, zorder=2 + (not null), label=f'{f}, turned down' if null else f)
     ax.axhline(members[f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='fidelity (cosine to the photos)', ylabel=label or kind)
+    return ax
+
+# %% ../../nbs/study/15_figures.ipynb #c034
+def stage_panel(
+    table: pd.DataFrame,        # rows of `sequences.stage_table` of one kind
+    by: str='method',           # the column of which every value is a line
+    label: str='', ax=None,
+):
+    "Means against the stage after which they were measured, a line per method or subject, with intervals and floor."
+    if ax is None: _, ax = plt.subplots(figsize=(4.6, 3.4))
+    lines = list(dict.fromkeys(table[by]))
+    colors, marks = sns.color_palette('colorblind', max(len(lines), 1)), 'osD^vPX*<>'
+    for i, (name, d) in enumerate(table.groupby(by, sort=False)):
+        x = d.stage + .08*(i - (len(lines) - 1)/2)              # side by side, so that ends can be told apart
+        ends = np.nan_to_num([d.value - d.low, d.high - d.value])
+        ax.errorbar(x, d.value, yerr=ends, fmt=f'{marks[i % len(marks)]}-', ms=4, lw=1.2, elinewidth=.8, color=colors[i], label=name)
+    ax.axhline(table.floor.mean(), color=FLOOR, ls=':', lw=1)
+    ax.set(xlabel='subjects learned', ylabel=label, xticks=sorted(set(table.stage)))
     return ax

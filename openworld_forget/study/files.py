@@ -16,10 +16,11 @@ from ..core import ForgetError, choose, content_key, project_path, read_json, ro
 from ..source import PACKAGE, imports, module_of, source_key
 from .records import BUDGETS, FULL, READS, Study
 from .results import template, template_code
-from ..training.adapt import ADAPTATIONS, token_id
+from ..training.adapt import ADAPTATIONS, COUNTS, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
+from ..training.sequence import sequence_tokens
 from ..worlds.data import DataSource, data_source, subject_for, templates_for
 from ..worlds.folders import data_root
 from ..worlds.load import local_path
@@ -139,7 +140,7 @@ def study_file(path: Path|str) -> Path:
     raise ForgetError(f'Study file {str(path)[:200]!r} does not exist. {hint}')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1
-FOLDERS = ['base', 'checkpoints', 'cache', 'tables', 'figures', 'parsl']        # of a study
+FOLDERS = ['base', 'checkpoints', 'sequence', 'cache', 'tables', 'figures', 'parsl']        # of a study
 OUTPUTS = ['benchmarks', 'foreign', 'cache', 'scratch', 'shared']               # beside the studies
 ROWS = ['base', 'floor']                                                        # what tables call what is not a method
 
@@ -189,8 +190,8 @@ def _check_world(s: Study) -> WorldSpec:
     braces = spec.template.replace('{', '').replace('}', '')
     if spec.template.count('{}') != 1 or re.sub('{}', '', spec.template) != braces:
         raise ForgetError(f'{world}: the template {spec.template!r} needs one {{}}, where the subject goes.')
-    if not spec.token.strip() or len(spec.token.split()) > 1:
-        raise ForgetError(f'{world}: the token {spec.token!r} must be one word.')
+    for token in (spec.token, *spec.tokens):
+        if len(token.split()) != 1: raise ForgetError(f'{world}: the token {token!r} must be one word.')
     return spec
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1e
@@ -205,13 +206,18 @@ def check_token(spec: WorldSpec, texts):
                 'measured without the subject. Use a word that means nothing, such as sks.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1f
+def _tokens(s: Study, spec: WorldSpec) -> list[str]:
+    "The tokens that subjects of a study have: the world's, and those of subjects in sequence."
+    return list(dict.fromkeys([spec.token, *(sequence_tokens(spec, len(s.concepts)) if 'sequence' in s.steps else [])]))
+
 def _check_data(s: Study, spec: WorldSpec):
     data = world_data(spec)
     have = dict(benchmarks=data.benchmarks(), prompts=data.unrelated_prompts(), colors=data.color_prompts())
-    if s.concepts:
-        if hasattr(data, 'check_token'): data.check_token(spec.token)
+    named = [spec.but(token=k) for k in _tokens(s, spec)]
+    for one in named if s.concepts else ():
+        if hasattr(data, 'check_token'): data.check_token(one.token)
         templates = [t.replace('{}', '') for t in data.eval_templates()]
-        check_token(spec, [*have['prompts'], *have['colors'], *templates, spec.template])
+        check_token(one, [*have['prompts'], *have['colors'], *templates, spec.template])
     if not have['benchmarks']:
         f = data_root()/'benchmarks'
         raise ForgetError(f'World {spec.name!r} has no benchmarks: put one folder per benchmark into {f}.')
@@ -222,7 +228,7 @@ def _check_data(s: Study, spec: WorldSpec):
     for x in s.overrides.get('splits', []): choose(x, data.splits(), f'split (world {spec.name!r})')
     for c in s.concepts:
         choose(_slug(c, 'The concept', [*FOLDERS, *METHODS]), data.subjects(), 'concept')
-        check_token(spec, [t.replace('{}', '') for t in templates_for(data, c)])
+        for one in named: check_token(one, [t.replace('{}', '') for t in templates_for(data, c)])
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1g
 def _check_variants(s: Study):
@@ -245,12 +251,13 @@ def _check_variants(s: Study):
                 f'The variant {v!r} is defined but not among the methods {s.methods}. Add it there or remove it.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1h
-def _idle(m: Method, fields: dict) -> list[str]:
+def _idle(m: Method, fields: dict, chained: bool=False) -> list[str]:
     "Fields that have no effect on a method."
     a = fields.get('adaptation', {})
     a = a if isinstance(a, dict) else {}
-    out = [f'adaptation.{k}' for k in a if k in ('rank', 'alpha', 'targets') and m.adaptation.kind != 'lora']
-    out += ['adaptation.text_encoder'] if a.get('text_encoder') and m.adaptation.kind != 'db' else []
+    counts = ('kind', *COUNTS[m.adaptation.kind])
+    out = [f'adaptation.{k}' for k in a if k not in counts and (a[k] or k != 'text_encoder')]
+    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction or m.preference)) else []
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1i
@@ -261,7 +268,8 @@ def _check_methods(s: Study, spec: WorldSpec):
     said = [('method_overrides', s.method_overrides, list(ms))]
     said += [(f'variants.{v}', s.variants[v], [v]) for v in s.variants]
     for where, fields, names in said:
-        for k in set.intersection(*(set(_idle(ms[n], fields)) for n in names)) if names else ():
+        idle = [set(_idle(ms[n], fields, 'sequence' in s.steps)) for n in names]
+        for k in set.intersection(*idle) if names else ():
             raise ForgetError(
                 f'{where}.{k} has no effect on {", ".join(names)}. Remove it, or choose a method that it belongs to.')
         if 'steps' in s.overrides and 'steps' in (fields.get('recipe') or {}):
@@ -286,7 +294,7 @@ def _check_checkpoints(s: Study):
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
-OF_STEPS = dict(methods='front')                        # reports that stand on their own -> the step whose results they read
+OF_STEPS = dict(methods='front', sequences='sequence')   # reports that stand on their own -> the step whose results they read
 
 def _check_reports(s: Study):
     for r in s.reports: choose(r, study_reports(), 'report')
@@ -294,6 +302,8 @@ def _check_reports(s: Study):
     for r in apart:
         if OF_STEPS[r] not in s.steps:
             raise ForgetError(f'The report {r} reads what the step {OF_STEPS[r]} measures. Write steps: [{OF_STEPS[r]}].')
+    if 'sequence' in s.steps and len(s.concepts) < 2:
+        raise ForgetError('The step sequence takes the concepts one after another: name two or more.')
     if len(apart) == len(s.reports) and not set(FULL) & set(s.steps): return
     if s.reports[0] != 'summary':
         raise ForgetError(f'The reports {s.reports} must begin with summary: the others read its tables.')
@@ -356,24 +366,26 @@ def ready(s: Study, world: World):
     """Before the first step, read what the steps will read: subjects, pictures, texts, checkpoints, judges. What is
     wrong with them shows here, not after minutes."""
     data, lim = world_data(world.spec), s.limits
+    words = _tokens(s, world.spec) if s.concepts else []
     def fits(prompts):
         for p in prompts: world.tokens([p])
     for c in s.concepts:
         x = subject_for(data, world.spec, c, world.resolution)
-        check_token(world.spec, [x.class_prompt])
+        for k in words: check_token(world.spec.but(token=k), [x.class_prompt])
         fits([x.instance_prompt, x.class_prompt, *(t.format(x.phrase) for t in templates_for(data, c))])
     if not getattr(data, 'DRAWN', False):                                       # pictures that are read may be damaged
         for b in data.benchmarks()[:lim.benchmarks]:
             for split in [k for k in data.splits() if k in lim.splits or len(data.splits()) == 1]:
                 fits(names := data.benchmark(b, split, world.resolution, lim.per_class).prompts)
-                if s.concepts: check_token(world.spec, names)
+                for k in words: check_token(world.spec.but(token=k), names)
     fits([*data.unrelated_prompts(), *data.color_prompts(), *s.prompts])
-    if s.concepts: check_token(world.spec, [*data.unrelated_prompts(), *data.color_prompts()])
+    for k in words: check_token(world.spec.but(token=k), [*data.unrelated_prompts(), *data.color_prompts()])
     ends = lambda k: (k, *(k.split('.', i)[-1] for i in range(1, k.count('.') + 1)))
     layers = {p for k, _ in world.unet.named_modules() for p in ends(k)}
     for m in map(s.method, s.methods if s.concepts else ()):
-        if m.adaptation.kind == 'cd': token_id(world, world.spec.token)
-        for t in m.adaptation.targets if m.adaptation.kind == 'lora' else ():
+        alone = m.adaptation.kind in ('cd', 'ti') or 'sequence' in s.steps
+        for k in words if alone else (): token_id(world, k)
+        for t in m.adaptation.targets if 'targets' in COUNTS[m.adaptation.kind] else ():
             choose(t, sorted(layers, key=len), f'layer in the targets of {m.name!r}')
     for f in s.checkpoints.values(): load_adapted(world, local_path(f))
     # by a name in a variable: the steps do not reach the judges through this

@@ -105,7 +105,10 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     return out
 
 # %% ../../nbs/study/13_findings.ipynb #c012abou
-KINDS = {'db': 'DreamBooth', 'lora': 'DreamBooth with LoRA', 'cd': 'Custom Diffusion', 'file': 'a file'}
+KINDS = {
+    'db': 'DreamBooth', 'lora': 'DreamBooth with LoRA', 'cd': 'Custom Diffusion', 'oft': 'DreamBooth with OFT',
+    'loha': 'DreamBooth with LoHa', 'lokr': 'DreamBooth with LoKr', 'svdiff': 'SVDiff', 'ti': 'textual inversion',
+    'file': 'a file'}
 
 def about(rows: pd.DataFrame) -> dict[str, str]:
     "What each method is, in words."

@@ -49,31 +49,39 @@ def _numbers(m: Method) -> dict[str, float]:
     return {k: v for k, v in flat.items() if not isinstance(v, bool|list)}
 
 def families(study: Study, names: list[str]|None=None) -> dict[str, tuple[str, list[str]]]:
-    """Built-in method -> (the field in which its members differ, '' of a single one; the members in the order of that
-    field). Members that differ in more than one field are families of their own."""
-    out = {}
+    """Family -> (the field in which its members differ, '' of a single one; the members in the order of that field).
+    Members differ from the built-in method in the same field, or fields (a rank and its alpha); one that differs in none
+    belongs to all families of its method."""
+    out, found = {}, {}
     for n in names or study.methods: out.setdefault(study.fields_of(n)[0], []).append(n)
-    found = {}
     for of, members in out.items():
-        d = {n: _numbers(study.method(n)) for n in members}
-        keys = sorted(set().union(*d.values()))
-        fields = [k for k in keys if len({d[n].get(k) for n in members}) > 1]
-        if len(fields) == 1: found[of] = fields[0], sorted(members, key=lambda n: d[n].get(fields[0]) or 0)
-        else: found |= {n if len(members) > 1 else of: ('', [n]) for n in members}
+        d, usual = {n: _numbers(study.method(n)) for n in members}, _numbers(study.method(of))
+        varying = [k for k in usual if len({d[n].get(k) for n in members}) > 1]
+        other = {n: [k for k in varying if d[n].get(k) != usual[k]] for n in members}
+        groups = list(dict.fromkeys(tuple(k) for k in other.values() if k))
+        for k in groups:
+            own = sorted((n for n in members if other[n] in ([], [*k])), key=lambda n: d[n].get(k[0]) or 0)
+            found[of if len(groups) == 1 else f'{of}: {k[0]}'] = k[0], own
+        if not groups: found |= {n: ('', [n]) for n in members}
     return found
 
+# %% ../../nbs/study/12b_fronts.ipynb #fam2
+def _kinds(study: Study, names: list[str]) -> list[str]: return [study.method(n).adaptation.kind for n in names]
+
 def nulls(study: Study, names: list[str]|None=None) -> dict[str, list[str]]:
-    "The families that are a plain update at several strengths: built-in method -> members, weakest first."
-    own = families(study, names)
+    """The families that others are held against: a plain update at several strengths, of an adaptation that other methods
+    of the study share. Family -> members, weakest first."""
+    names = names or study.methods
     plain = lambda m: not (m.prior or m.correction)
-    return {k: v for k, (field, v) in own.items() if field == 'strength' and len(v) > 1 and plain(study.method(v[0]))}
+    own = {k: v for k, (field, v) in families(study, names).items()
+           if field == 'strength' and len(v) > 1 and plain(study.method(v[0]))}
+    shared = lambda v: any(k in _kinds(study, v) for k in _kinds(study, [n for n in names if n not in v]))
+    return {k: v for k, v in own.items() if shared(v)}
 
 def null_of(study: Study, name: str, known: dict[str, list[str]]) -> list[str]:
-    "The nulls that a method is held against: that of its own kind of adaptation, or all."
-    kind = lambda n: study.method(n).adaptation.kind
-    own = [k for k, v in known.items() if kind(v[0]) == kind(name)]
-    mine = [k for k, v in known.items() if name in v]
-    return [] if mine else own or list(known)
+    "The nulls that a method is held against: that of its own kind of adaptation, else all; a null's member none."
+    if any(name in v for v in known.values()): return []
+    return [k for k, v in known.items() if _kinds(study, v[:1]) == _kinds(study, [name])] or list(known)
 
 # %% ../../nbs/study/12b_fronts.ipynb #c010
 @dataclass

@@ -95,7 +95,7 @@ def run_study(a, startup: float=STARTUP) -> int:
     if site(): read_site(site())                                # what is wrong with it is told before anything starts
     steps = plan(s)
     todo = [x for x in steps if not x.done]
-    home, workers = steps[0].folder.parent, 1 if a.serial else a.workers
+    home, workers = Path(steps[0].params['home']), 1 if a.serial else a.workers
     if site(): engine_folder(home)
     if a.dry_run:
         print('\n'.join([*(f'{"done" if x.done else "run "} {x.notebook}' for x in steps), bill(s, steps, a.rate)]))

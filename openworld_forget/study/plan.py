@@ -15,7 +15,7 @@ from ..batches import free_memory
 from ..core import content_key, outputs
 from ..metrics.classify import PUBLISHED, Protocol, Stages, shards
 from .files import made_by
-from .records import FULL, READS, Study, cell_seed, run_folder, shard_folder, splits_asked
+from .records import FULL, READS, Study, cell_seed, chain_folder, run_folder, shard_folder, splits_asked
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
@@ -36,11 +36,12 @@ def files_of(part: Study, name: str, of_benchmark=None) -> list[Path|str]:
     if name not in READS: return []
     spec, data = spec_of(part.world), provider(spec_of(part.world))
     folders = own_files(spec)
-    if name in ('appearance', 'fidelity', 'front'):
+    if name in ('appearance', 'fidelity', 'front', 'sequence'):
         folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
-    if name in ('base', 'semantic', 'shard', 'front'):
+    if name in ('base', 'semantic', 'shard', 'front', 'sequence'):
         each = part.limits.per_class, part.limits.fresh if 'fresh' in READS[name] else 0
         if name == 'front': each += (cell_seed('images', part.concepts[0], part.seeds[0]),)
+        if name == 'sequence': each += (cell_seed('images', '', part.seeds[0]),)
         folders += [(of_benchmark or drawn(data))(b, *each) for b in data.benchmarks()[:part.limits.benchmarks]]
     files = list(data.files()) if hasattr(data, 'files') else []               # what else decides what the data are
     files += [f for c in part.concepts for f in files_of_subject(data, c)]
@@ -101,6 +102,9 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     for c in study.concepts:
         for m in study.methods:
             for seed in study.seeds: run_of(run_folder(home, c, m, seed), dict(concept=c, method=m, seed=seed))
+    if 'sequence' in study.steps and study.concepts:
+        every = [(m, k) for m in study.methods for k in study.seeds]
+        runs += [add('sequence', chain_folder(home, m, k), method=m, seed=k) for m, k in every]
     for name in study.checkpoints:
         p = dict(concept='', method=name, seed=0)
         f = run_folder(home, '', name)
@@ -156,8 +160,10 @@ def forwards(study: Study, counts: dict|None=None) -> dict[str, float]:
     train = (b.steps or recipe['steps'])*recipe['batch']*3*3 + (2 + 1/methods)*16*k + 1.5*b.images*k/methods
     fidelity = portraits*(1 + 1/methods)
     front = train + 1.5*classify + (b.prompts*b.per_prompt + 20*b.per_template)*k*1.3
+    chain, n = train + classify + b.prompts*b.per_prompt*k, len(study.concepts)
     return dict(
-        front=front, base=2*(classify - apart) + 2*unrelated, customize=train, semantic=classify - apart + look,
+        front=front, sequence=n*chain + n*(n + 1)/2*portraits,
+        base=2*(classify - apart) + 2*unrelated, customize=train, semantic=classify - apart + look,
         appearance=unrelated, fidelity=fidelity, shard=apart/max(len(parts), 1))
 
 # %% ../../nbs/study/03_plan.ipynb #c021n

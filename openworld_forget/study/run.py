@@ -17,7 +17,7 @@ from ..metrics.classify import PUBLISHED, Protocol, Scores, Stages, classify, sh
 from ..metrics.classify import load_scores, merge_scores, save_scores
 from ..source import PACKAGE, source_key
 from .files import made_by, read_study, study_reports
-from .records import BUDGETS, READS, Study, run_folder, shard_folder, splits_asked
+from .records import BUDGETS, READS, Study, chain_folder, run_folder, shard_folder, splits_asked
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
@@ -96,7 +96,9 @@ class Run:
     def cache(self) -> Path: return shared()
     @property
     def folder(self) -> Path:
-        return run_folder(self.home, self.concept, self.method.name, self.seed) if self.method else self.base_folder
+        if not self.method: return self.base_folder
+        if not self.concept and not self.checkpoint: return chain_folder(self.home, self.method.name, self.seed)
+        return run_folder(self.home, self.concept, self.method.name, self.seed)
     @property
     def title(self) -> str:
         return ', '.join(x for x in (self.concept, self.method.name if self.method else 'base') if x)
@@ -258,13 +260,21 @@ def look(self:Run, world, fresh: Benchmark, c: int, floor: bool=False) -> np.nda
     return cached(self.cache/f'look-{key}.safetensors', answers)['right'].numpy()
 
 # %% ../../nbs/study/07_run.ipynb #c016f1
+def _few(prompts: list[str], n: int) -> list[str]:
+    "n of the prompts, evenly spaced."
+    return prompts[::max(1, len(prompts)//n)][:n] if n else []
+
+@patch(as_prop=True)
+def unrelated_prompts(self:Run) -> list[str]:
+    "The budget's prompts that have nothing to do with any subject."
+    return _few(self.data.unrelated_prompts(), self.limits.prompts)
+
 @patch(as_prop=True)
 def prompt_sets(self:Run) -> dict[str, list[str]]:
     "The sets of prompts of appearance drift: unrelated ones, colour words on a neutral object, and the study's own."
-    few = lambda ps, n: ps[::max(1, len(ps)//n)][:n] if n else []
     sets = dict(
-        unrelated=few(self.data.unrelated_prompts(), self.limits.prompts),
-        colors=few(self.data.color_prompts(), self.limits.colors),
+        unrelated=self.unrelated_prompts,
+        colors=_few(self.data.color_prompts(), self.limits.colors),
         yours=self.study.prompts,
     )
     return {k: v for k, v in sets.items() if v}

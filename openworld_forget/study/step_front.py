@@ -59,7 +59,7 @@ def drawn(run: Run, world: World, prompts: list[str], n: int, what: str) -> torc
 
 def look_of(run: Run, world: World) -> pd.DataFrame:
     "Units `lpips` and `colour` of the unrelated prompts."
-    prompts, n = run.prompt_sets['unrelated'], run.limits.per_prompt
+    prompts, n = run.unrelated_prompts, run.limits.per_prompt
     base, after = (drawn(run, w, prompts, n, 'pictures') for w in (run.world, world))
     floor = drawn(run, run.world, prompts, n, 'other pictures')
     judge, named = judges_of(run.spec)['lpips'], [name_histogram(x) for x in (base, after, floor)]         # 3 x (N, 11)

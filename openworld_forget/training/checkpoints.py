@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from transformers import AddedToken, CLIPTextConfig, CLIPTokenizer
 from ..core import ForgetError, check_finite, load_tensors, numbers, tensor_shapes, what_else
-from .adapt import Adaptation, RowEmbedding, freeze, load_own
+from .adapt import Adaptation, RowEmbedding, freeze, load_own, merged
 from openworld_forget.training.deltas import (
     ATTACHED, EXPECTED, LEARNED, NAMES, PEFT, PEFT_CONFIG, PLAIN, WIDTHS, WORD, as_floats, changed_weight, check_config,
     check_header, for_another, header, json_object, made_for, weight_changes,
@@ -725,8 +725,11 @@ def _single(base, path):
     return base.but(unet=unet, text_encoder=text)
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c056
+def _is_lora(w) -> bool: return any('lora_B' in k for k, _ in w.unet.named_parameters())
+
 def _blended(base, w, strength):
     "theta_0 + s (theta - theta_0) for every parameter of an adapted world, in place; its parts are copies."
+    if not _is_lora(w): w = merged(base, w)
     with torch.no_grad():
         for part in ('unet', *base.encoders):
             own = dict(getattr(base, part).named_parameters())
@@ -810,5 +813,4 @@ def differences(base: World, path: Path|str) -> dict[str, torch.Tensor]:
     if kind == 'lora': return dict(weight_changes(base, p))
     if kind == 'peft': return dict(itertools.chain(*(weight_changes(base, f) for f in _sides(p))))
     w = READERS[kind](base, p)
-    lora = kind == 'own' and any('lora_B' in k for k, _ in w.unet.named_parameters())
-    return dict(weight_changes(base, p)) if lora else _moved(base, w)
+    return dict(weight_changes(base, p)) if kind == 'own' and _is_lora(w) else _moved(base, merged(base, w))

@@ -117,7 +117,20 @@ def checkpoint_key(key: str, recipe: Recipe) -> str:
     "What the header of a run's checkpoint says: whose it is."
     return content_key(key, recipe)
 
-def _resumed(path, key: str, params: dict, opt, ema: dict|None, scaler) -> tuple[list[dict], int]:
+def _carried(loss) -> dict[str, torch.Tensor]:
+    "What a loss says it carries from step to step, under names for a checkpoint; of a plain function, nothing."
+    return {f'loss/{k}': v for k, v in loss.state().items()} if hasattr(loss, 'state') else {}
+
+def _given_back(loss, tensors: dict):
+    "Undo `_carried`; a loss that takes nothing back is a `ForgetError`."
+    kept = {k[5:]: v for k, v in tensors.items() if k.startswith('loss/')}
+    if kept and not hasattr(loss, 'restore'):
+        raise ForgetError(f'The checkpoint carries {", ".join(sorted(kept))} for its loss, and this loss has no '
+                          '`restore` to take it back. Delete it to start again.')
+    if kept: loss.restore(kept)
+
+# %% ../../nbs/training/00_fit.ipynb #c009h
+def _resumed(path, key: str, params: dict, opt, ema: dict|None, scaler, loss) -> tuple[list[dict], int]:
     "The log and the next step of a checkpoint, whose tensors are put back; of another run's, a `ForgetError`."
     if not path or not Path(path).exists(): return [], 0
     saved, meta = load_tensors(path)
@@ -125,6 +138,7 @@ def _resumed(path, key: str, params: dict, opt, ema: dict|None, scaler) -> tuple
         raise ForgetError(f'{path} belongs to another recipe, other data or other source. '
                           'Delete it to start again.')
     unpack(saved, params, opt, ema)
+    _given_back(loss, saved)
     if scaler.is_enabled(): scaler.load_state_dict(meta['scaler'])
     return meta['log'], meta['step']
 
@@ -148,7 +162,7 @@ def fit(
     opt = _optimizer(list(params.values()), r, eight)
     scaler = torch.amp.GradScaler(next((p.device.type for p in params.values()), 'cpu'), enabled=scaled)
     ema = {k: p.detach().clone() for k, p in params.items()} if r.ema else None
-    log, start = _resumed(path, key, params, opt, ema, scaler)
+    log, start = _resumed(path, key, params, opt, ema, scaler, loss)
     steps = range(start, min(r.steps, until or r.steps))
     bar = tqdm(steps, initial=start, total=r.steps, desc=desc, leave=False, mininterval=2)
     for step in bar:
@@ -164,5 +178,5 @@ def fit(
         if step % 20 == 0: bar.set_postfix({k: f'{v:.3f}' for k, v in log[-1].items()})
         if path and ((step+1) % every == 0 or step+1 in (r.steps, until)):
             more = dict(scaler=scaler.state_dict()) if scaled else {}
-            save_tensors(path, pack(params, opt, ema), dict(step=step+1, log=log, key=key, **more))
+            save_tensors(path, pack(params, opt, ema) | _carried(loss), dict(step=step+1, log=log, key=key, **more))
     return log, ema

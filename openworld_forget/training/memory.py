@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TEXTS', 'RUNTIME', 'PARTS', 'TASKS', 'folder_of', 'networks', 'weight_bytes', 'Memory', 'gib', 'streams_of',
-           'groups_of', 'step_bytes', 'customize_memory', 'memory', 'ways', 'fitting', 'check_memory']
+           'groups_of', 'step_bytes', 'pulled_numbers', 'customize_memory', 'memory', 'ways', 'fitting', 'check_memory']
 
 # %% ../../nbs/training/08_memory.ipynb #c002
 import importlib.util
@@ -19,7 +19,7 @@ from ..core import ForgetError, Record, choose, read_json
 from .adapt import adapt
 from .fit import Recipe
 from .methods import Method, method
-from .regularize import STREAMS, grouped
+from .regularize import STREAMS, WEIGHTS, grouped
 from ..worlds.load import default_device, hub_folder, local_path
 from ..worlds.world import Compute, World, WorldSpec, spec_of
 
@@ -108,7 +108,8 @@ def _adapted(nets: dict, m: Method, spec: WorldSpec) -> tuple[World, dict]:
     "The adapted world and what of it is trained, on shapes."
     one = lambda *a, **kw: SimpleNamespace(input_ids=[0])
     text = nets['text_encoder']
-    base = World(spec, one, text, nets['vae'], nets['unet'], None)
+    steps = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000))
+    base = World(spec, one, text, nets['vae'], nets['unet'], steps)
     w, params = adapt(base, m.adaptation, spec.token)
     for p in params.values(): p.data = p.data.float()
     if spec.compute.gradient_checkpointing: w.unet.enable_gradient_checkpointing(CHECKPOINT)
@@ -131,9 +132,15 @@ def _training(names: tuple, nets: tuple, spec: str, m: str, groups: tuple[int, .
     "(numbers of the adapted world's own, numbers that are trained, bytes of a step), all in float32."
     nets, spec, m = dict(zip(names, nets)), WorldSpec.model_validate_json(spec), Method.model_validate_json(m)
     w, params = _adapted(nets, m, spec)
-    base = {id(p) for n in nets.values() for p in n.parameters()}
-    own = sum(p.numel() for x in (w.unet, *w.encoders.values()) for p in x.parameters() if id(p) not in base)
+    held = lambda n: (x for x in (*n.parameters(), *n.buffers()) if x.is_floating_point())
+    base = {id(x) for n in nets.values() for x in held(n)}
+    own = sum(x.numel() for n in (w.unet, *w.encoders.values()) for x in held(n) if id(x) not in base)
     return own, sum(p.numel() for p in params.values()), step_bytes(w, groups, params)
+
+def pulled_numbers(m: Method, trained: int) -> int:
+    "Numbers that pulls towards the base hold until the backward, of so many that are trained; those of a LoRA: hardly any."
+    differences = bool(m.anchor) + bool(m.fisher) if m.adaptation.kind in WEIGHTS else 0
+    return trained*(differences + bool(m.fisher))                   # and the Fisher information itself
 
 def customize_memory(spec: WorldSpec, nets: dict, m: Method, r: Recipe) -> Memory:
     "What a customization needs; `nets` in float32."
@@ -146,7 +153,7 @@ def customize_memory(spec: WorldSpec, nets: dict, m: Method, r: Recipe) -> Memor
     return Memory(
         task=f'customize {m.name}', images=max(groups),
         weights=weight_bytes(*nets.values())//(2 if half else 1),
-        copies=4*own, gradients=4*trained, optimizer=trained*(2 if spec.compute.adam_8bit else 8),
+        copies=4*(own + pulled_numbers(m, trained)), gradients=4*trained, optimizer=trained*(2 if spec.compute.adam_8bit else 8),
         activations=active*3//4 + 2*trained if half else active)
 
 # %% ../../nbs/training/08_memory.ipynb #c016
@@ -197,7 +204,7 @@ def ways(spec: WorldSpec, m: Method|None) -> dict:
     out['recipe: {forward: 1}'] = spec, m, 1
     less = _compute(spec, dtype='bfloat16', gradient_checkpointing=True)
     out['compute: {dtype: bfloat16, gradient_checkpointing: true} with recipe: {forward: 1}'] = less, m, 1
-    if m.adaptation.kind == 'db':
+    if m.adaptation.kind == 'db' and not m.fisher:                  # of which a LoRA knows nothing
         lora = m.but(adaptation=method('lora').adaptation)
         out['lora instead of db'] = spec, lora, None
         out['lora instead of db, with compute: {dtype: bfloat16, gradient_checkpointing: true}'] = less, lora, 1

@@ -63,6 +63,7 @@ class WorldSpec(Record):
     clip_revision: str|None = None
     features: str                   # the image features that stand for DINO
     token: str = 'sks'              # default rare token V*
+    tokens: list[str] = []          # more of them, for subjects that follow one another
     template: str = 'a photo of a {}'
     photos: Literal['crop', 'pad'] = 'crop'     # how a subject's photos become square: centre, or all of them on white
     guidance: float = 7.5           # classifier-free guidance when sampling
@@ -447,7 +448,8 @@ class World(_Noiser):
     def remembered(self, text: torch.Tensor):
         """Inside, cross-attention takes the keys and values of C prompts (text states [C, *text_shape]) from a table,
         computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."""
-        layers = [m for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
+        named = ((k, m) for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v')))
+        layers = [m for _, m in named if not getattr(m, 'reads_time', False)]       # no table holds for every timestep
         now, states = [None], self.conditions(text)[0]          # (C, length, width)
         compiled = self.unet._compiled_call_impl                # a compiled network knows no table
         def pick(c):
@@ -546,11 +548,16 @@ class XLWorld(World):
 register(WorldSpec(
     name='mini', source='weights/mini', data='openworld_forget.mini.data',
     clip='weights/mini-clip', features='efficientnet-lite0',
-    template='a drawing of a {}', guidance=4., sampling_steps=25,
+    template='a drawing of a {}', guidance=4., sampling_steps=25, tokens=['ohwx', 'zwx', 'ktn', 'pxq'],
     recipes=dict(
         db=dict(steps=250, lr=1e-4, batch=4),
         lora=dict(steps=250, lr=1e-3, batch=4),
-        cd=dict(steps=250, lr=1e-3, batch=4))))
+        cd=dict(steps=250, lr=1e-3, batch=4),
+        oft=dict(steps=250, lr=1e-3, batch=4),
+        loha=dict(steps=250, lr=1e-2, batch=4),
+        lokr=dict(steps=250, lr=1e-2, batch=4),
+        svdiff=dict(steps=250, lr=1e-2, batch=4),
+        ti=dict(steps=250, lr=1e-2, batch=4))))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016b
 register(WorldSpec(
@@ -558,10 +565,16 @@ register(WorldSpec(
     source='stable-diffusion-v1-5/stable-diffusion-v1-5', revision='451f4fe16113bff5a5d2269ed5ad43b0592e9a14',
     clip='openai/clip-vit-base-patch32', clip_revision='c237dc49a33fc61debc9276459120b7eac67e7ef',
     features='facebook/dino-vits16@a7a4d161f5c0bd70478c05ca5777ec7cd8848021',
+    tokens=['ohwx', 'ucd', 'olis', 'hta'],
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=2),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=2),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=4))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=4),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=2),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=2),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=2))))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016v
 register(WORLDS['sd15'].but(
@@ -574,4 +587,9 @@ register(WORLDS['sd15'].but(
     recipes=dict(
         db=dict(steps=800, lr=5e-6, batch=1, forward=1),
         lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=1))))
+        cd=dict(steps=500, lr=1e-5, batch=2, forward=1),
+        oft=dict(steps=500, lr=1e-4, batch=1, forward=1),
+        loha=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        lokr=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=1),
+        ti=dict(steps=3000, lr=5e-4, batch=1, forward=1))))
