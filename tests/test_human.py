@@ -85,7 +85,7 @@ def test_a_study_without_pictures_says_how_to_get_them(tmp_path, monkeypatch, ca
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
     assert main(['human', STUDY]) == 2 and f'owf run {STUDY}' in capsys.readouterr().err
     assert main(['human-report', STUDY]) == 2 and f'owf human {STUDY}' in capsys.readouterr().err
-    (other := tmp_path/'front.yaml').write_text('name: front\nconcepts: [cat-noto]\nsteps: [front]\n')
+    (other := tmp_path/'front.yaml').write_text('name: front\nconcepts: [cat-noto]\nsteps: [front]\nreports: [methods]\n')
     assert main(['human', str(other)]) == 2 and 'takes no step `appearance`' in capsys.readouterr().err
     drawn(tmp_path)
     assert main(['human', STUDY, '--methods', 'dbb']) == 2 and "'db'" in capsys.readouterr().err
