@@ -198,6 +198,7 @@ def test_made_up_raters_are_called_so_wherever_they_are_counted(home, plan, tmp_
     assert 'simulated raters, made up by a program' in told and NOBODY in told and 'Left out by rule: asleep' in told and NOBODY in page
     t = pd.read_csv(home/'tables/human.csv')
     assert t.simulated.all() and set(t.raters) == {7} and (home/'figures/human.png').is_file()
+    assert main(['human-report', STUDY]) == 0 and not (home/'tables/human.csv').exists()        # numbers of nobody do not stay
     score = t[(t.what == '2AFC') & (t.question == 'changed')].set_index('item')
     p = t[(t.what == 'share') & (t.question == 'changed')].value.iloc[0]
     assert score.value['colour names'] == pytest.approx(p)              # blue is farther from red than rose: it says db, always

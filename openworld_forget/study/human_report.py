@@ -526,6 +526,7 @@ def human_report(study: str|Path, files: list[str|Path]) -> list[str]:
     v = votes(d, everyone)
     out = left_out(v, everyone)
     t = figure = None
+    for f in ('tables/human.csv', 'figures/human.png', 'figures/human.pdf'): (run.home/f).unlink(missing_ok=True)
     if len(out) < len(everyone):
         v = v.take(np.array([r not in out for r in v.raters]), np.ones(len(v.trials), bool))
         t = human_table(d, v, metrics_say(d.of('main'), images, run.spec, shared()))
