@@ -33,10 +33,12 @@ READ = (
     'diffusers, peft and this package; a folder of checkpoint-* folders or epochs is audited as a series, a+b:0.7 as a '
     'stack of files. Without a file: a LoRA that is trained for it.')
 
-CHECKS = {      # commands that look before anything is run: the module that answers, and what is asked
+CHECKS = {      # commands that another module answers: the module, and what is asked
     'doctor':   ('worlds.doctor', 'what a world needs before a run: weights, judges, data, machine'),
     'subjects': ('worlds.subjects', 'can these photos be used? A table and a contact sheet'),
     'data':     ('worlds.archives', 'is the archive or folder of a benchmark as it must be?'),
+    'human':    ('study.human', 'a page that asks people about the pictures of a finished study'),
+    'human-report': ('study.human_report', 'what people answered on that page'),
 }
 
 def _numbers(text: str) -> list[float]:
