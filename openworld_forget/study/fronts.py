@@ -164,24 +164,25 @@ class Gain:
     "A method beside its null at equal fidelity."
     kind: str
     drift: float                # of the method
-    null: float                 # of the rewound update there; NaN: nowhere as faithful
+    null: float                 # of the rewound update there; NaN: the method is less faithful than the base
     at: float                   # where, counted in the null's members (0: the base)
+    beyond: bool                # the null is nowhere as faithful: held against its most faithful member
     gained: Estimate|None
 
 def gain(g: Grid, name: str, null: list[str], kind: str) -> Gain:
-    "Equation (1). Without a training that decides it fidelity may never be equal: then at the null's nearest end."
+    "Equation (1); where no member of the null, or no two neighbours, are as faithful, its most faithful or its nearest."
     i = g.methods.index(name)
     def point(W): return float((W*g.values['fidelity'][i]).sum()), float((W*g.values[kind][i]).sum())
-    def gained(W, strict=False):
+    def gained(W):
         (f, d), (F, D) = point(W), _curve(g, null, kind, W)
         x = crossing(F, f)
-        if np.isnan(x) and not strict: x = float(np.abs(F - f).argmin())
+        if np.isnan(x): x = float(F.argmax() if f > F.max() else np.abs(F - f).argmin())
         return np.interp(x, range(len(D)), D) - d, x
     whole = np.full((len(g.subjects), g.seeds), 1/g.whole)
-    value, x = gained(whole, True)
-    drift = point(whole)[1]
-    if np.isnan(x): return Gain(kind, drift, np.nan, np.nan, None)
-    return Gain(kind, drift, value + drift, x, left_out(lambda W: gained(W)[0], g))
+    (f, drift), (F, _) = point(whole), _curve(g, null, kind, whole)
+    if f < F.min(): return Gain(kind, drift, np.nan, np.nan, False, None)
+    value, x = gained(whole)
+    return Gain(kind, drift, value + drift, x, bool(f > F.max()), left_out(lambda W: gained(W)[0], g))
 
 # %% ../../nbs/study/12b_fronts.ipynb #c018
 REACH = .75         # of the plain update's gain in fidelity: how far fronts are compared
@@ -223,28 +224,29 @@ def gains_table(study: Study, g: Grid) -> pd.DataFrame:
                 x = gain(g, m, known[null], kind)
                 low, high = x.gained.interval() if x.gained else (np.nan, np.nan)
                 value = x.gained.value if x.gained else np.nan
-                rows.append(dict(method=m, null=null, kind=kind, drift=x.drift, null_drift=x.null, at=x.at, gained=value,
-                                 low=low, high=high, fidelity=mean_of(g, m, 'fidelity').value, cells=g.whole))
+                rows.append(dict(method=m, null=null, kind=kind, drift=x.drift, null_drift=x.null, at=x.at, beyond=x.beyond,
+                                 gained=value, low=low, high=high, fidelity=mean_of(g, m, 'fidelity').value, cells=g.whole))
     return pd.DataFrame(rows)
 
-def verdict(low: float, high: float) -> str:
-    "Of a gain: better, worse or not decided."
+def verdict(low: float, high: float, beyond: bool=False) -> str:
+    "Of a gain: better, worse or not decided; `beyond` the null's fidelity more drift is no verdict."
+    if high < 0 and beyond: return 'not comparable'
     return 'better' if low > 0 else 'worse' if high < 0 else 'not decided'
 
 def said_of_gains(t: pd.DataFrame, method: str, null: str) -> str:
     "One sentence: a method against the rewound update, in every kind of drift."
     d = t[(t.method == method) & (t.null == null)]
     if d.gained.isna().all():
-        return (f'`{method}`: **not comparable** with `{null}`, which is nowhere as faithful (fidelity '
-                f'{d.fidelity.iloc[0]:.3f}).')
+        return f'`{method}`: **not comparable** with `{null}`: it is less faithful than the base ({d.fidelity.iloc[0]:.3f}).'
     parts = []
     for r in d.itertuples():
         digits = 1 if r.kind == 'drop' else 3
-        parts.append(f'{KINDS[r.kind]} {r.drift:.{digits}f} against {r.null_drift:.{digits}f}, {verdict(r.low, r.high)} by '
+        parts.append(f'{KINDS[r.kind]} {r.drift:.{digits}f} against {r.null_drift:.{digits}f}, {verdict(r.low, r.high, r.beyond)} by '
                      f'{with_ends(r.gained, r.low, r.high, digits)}')
-    words = [verdict(r.low, r.high) for r in d.itertuples()]
+    words = [verdict(r.low, r.high, r.beyond) for r in d.itertuples()]
     whole = words[0] if len(set(words)) == 1 else 'mixed: ' + ', '.join(f'{w} in {k}' for k, w in zip(d.kind, words))
-    return f'`{method}` against rewound `{null}` at fidelity {d.fidelity.iloc[0]:.3f}: **{whole}**. {"; ".join(parts)} (n = {r.cells} trainings).'
+    where = ', more than the null ever has: against its most faithful member' if d.beyond.iloc[0] else ''
+    return f'`{method}` against rewound `{null}` at fidelity {d.fidelity.iloc[0]:.3f}{where}: **{whole}**. {"; ".join(parts)} (n = {r.cells} trainings).'
 
 # %% ../../nbs/study/12b_fronts.ipynb #c022
 def members_table(study: Study, g: Grid) -> pd.DataFrame:
