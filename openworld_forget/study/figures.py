@@ -227,7 +227,8 @@ def fronts_panel(
     marks = 'osD^vPX*<>'
     for f, d in members.groupby('family', sort=False):
         base, null = d.fidelity_base.iloc[0], f in nulls
-        x, y = [base, *d.fidelity], [0, *d[kind]]
+        along = d if null else d.sort_values('fidelity')
+        x, y = [base, *along.fidelity], [0, *along[kind]]
         c = FLOOR if null else colors[f]
         ax.plot(x, y, '-' if null else '--', color=c, lw=3 if null else 1, alpha=.6, zorder=1)
         mark = 'o' if null else marks[own.index(f) % len(marks)]

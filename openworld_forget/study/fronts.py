@@ -285,9 +285,11 @@ def scope(study: Study, g: Grid, gains: pd.DataFrame) -> str:
     "Whom the numbers speak for, and how small a gain such a study sees."
     images = int(next(iter(g.values['images'])).sum())
     power = ', '.join(f'{KINDS[k]} {v:.{1 if k == "drop" else 3}f}' for k, v in seen(gains.dropna(subset=['low'])).items())
-    return (f'{len(g.subjects)} subjects ({", ".join(g.subjects)}) with {g.seeds} training seeds each, {images} test images '
-            f'for every method, world `{study.spec.name}`. Intervals know trainings, images and noise, and speak for these '
-            f'subjects. Four of five such studies would see a gain of: {power}.')
+    sees = (f'Intervals know trainings, images and noise, and speak for these subjects. Four of five such studies would see a '
+            f'gain of: {power}.' if power else 'That is too few trainings for an interval: nothing is decided.')
+    subjects, seeds = (f'{k} {word}{"s" * (k > 1)}' for k, word in ((len(g.subjects), 'subject'), (g.seeds, 'training seed')))
+    return (f'{subjects} ({", ".join(g.subjects)}) with {seeds} each, {images} test images for every method, world '
+            f'`{study.spec.name}`. {sees}')
 
 def limits_said(study: Study, g: Grid) -> list[str]:
     "A sentence per family with three members or more: from the first member to the last, drifts and fidelity."
