@@ -22,6 +22,7 @@ from ..metrics.judges import feature_judge
 from ..metrics.stats import mean_interval_of, with_ends
 from ..metrics.uncertainty import Estimate, average, jackknife, leave_out
 from ..show import FLOOR, INK
+from ..study.fronts import crossing
 from ..study.records import Study, run_folder
 from ..study.run import Run
 from ..training.checkpoints import load_adapted
@@ -189,19 +190,12 @@ class Null:
     @property
     def ends(self) -> tuple[float, float]: return self.gained.interval() if self.gained else (np.nan, np.nan)
 
-def _crossing(f: np.ndarray, goal: float) -> float:
-    "Where, counted in members, a curve [M] first reaches a goal; NaN: nowhere."
-    for i in range(len(f) - 1):
-        if min(f[i], f[i + 1]) <= goal <= max(f[i], f[i + 1]) and f[i] != f[i + 1]:
-            return i + (goal - f[i])/(f[i + 1] - f[i])
-    return np.nan
-
 def against_rewound(s: Series, corrected: np.ndarray, fidelity: np.ndarray) -> Null:
     """A corrected update's change [W] and fidelity [P], measured as the members of `s`: strengths of the uncorrected
     update, the first 0."""
     if s.fidelity is None: raise ForgetError('Equal fidelity needs photos of the subject.')
     members = np.arange(len(s.members))
-    where = lambda w: _crossing(s.fidelity@w, fidelity@w)
+    where = lambda w: crossing(s.fidelity@w, fidelity@w)
     def gain(x, words):
         "Under weights of the words [draws, W]."
         at = [np.interp(x, members, c) for c in (s.change@words.T).T]

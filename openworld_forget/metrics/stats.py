@@ -181,10 +181,10 @@ def speaks_for(subjects) -> str:
     return f'these {k} subjects' if k < ENOUGH else 'subjects like these'
 
 # %% ../../nbs/metrics/00_stats.ipynb #mv18
-def mean_interval_of(x) -> tuple[float, float]:
-    "95 % t interval of the mean of units [k]; NaN with fewer than five."
+def mean_interval_of(x, least: int=ENOUGH) -> tuple[float, float]:
+    "95 % t interval of the mean of units [k]; NaN with fewer than `least`."
     x = np.asarray(x, float)
-    if len(x) < ENOUGH: return np.nan, np.nan
+    if len(x) < least: return np.nan, np.nan
     h = student.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5
     return float(x.mean() - h), float(x.mean() + h)
 

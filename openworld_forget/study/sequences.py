@@ -9,10 +9,9 @@ __all__ = ['COLUMNS', 'LEAST', 'chain_means', 'chains', 'over_chains', 'stage_ta
 # %% ../../nbs/study/12c_sequences.ipynb #c003
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy.stats import t as student
 from ..core import ForgetError
-from ..metrics.stats import with_ends
-from .fronts import KINDS
+from ..metrics.stats import mean_interval_of, with_ends
+from .fronts import KINDS, digits_of
 from .records import Study, chain_folder
 
 # %% ../../nbs/study/12c_sequences.ipynb #c006
@@ -40,10 +39,7 @@ LEAST = 3       # chains without which there is no interval
 
 def over_chains(x) -> tuple[float, float, float]:
     "(mean, low, high) of a value per chain [n], 95 %, Student's t with n - 1 degrees of freedom."
-    x = np.asarray(x, float)
-    if len(x) < LEAST: return float(x.mean()), np.nan, np.nan
-    h = student.ppf(.975, len(x) - 1)*x.std(ddof=1)/len(x)**.5
-    return float(x.mean()), float(x.mean() - h), float(x.mean() + h)
+    return float(np.mean(x)), *mean_interval_of(x, LEAST)
 
 def stage_table(t: pd.DataFrame) -> pd.DataFrame:
     "A row per method, subject ('': the open world), kind and stage: mean over chains with interval, floor, chains."
@@ -118,15 +114,13 @@ def decided(low: float, high: float, above: str, below: str) -> str:
     "`above` or `below` zero, or not decided."
     return above if low > 0 else below if high < 0 else 'not decided'
 
-def _digits(kind: str) -> int: return 1 if kind == 'drop' else 3
-
-def _number(r) -> str: return with_ends(r.value, r.low, r.high, _digits(r.kind))
+def _number(r) -> str: return with_ends(r.value, r.low, r.high, digits_of(r.kind))
 
 def said_of_growth(g: pd.DataFrame, method: str) -> str:
     "One sentence: does the drift of a method add up from the first stage to the last?"
     d, parts = g[g.method == method], []
     for r in d[d.kind.isin(list(KINDS))].itertuples():
-        k = _digits(r.kind)
+        k = digits_of(r.kind)
         word = decided(r.low, r.high, 'adds up', 'shrinks')
         parts.append(f'{KINDS[r.kind]} {r.first:.{k}f} to {r.last:.{k}f}, **{word}** by {_number(r)}')
     gained, gone = (d[d.kind == k].iloc[0] for k in ('learned', 'lost'))

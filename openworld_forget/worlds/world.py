@@ -584,12 +584,4 @@ register(WORLDS['sd15'].but(
 register(WORLDS['sd15'].but(
     name='sdxl', source='stabilityai/stable-diffusion-xl-base-1.0', revision='462165984030d82259a11f4367a4eed129e94a7b',
     guidance=5.,
-    recipes=dict(
-        db=dict(steps=800, lr=5e-6, batch=1, forward=1),
-        lora=dict(steps=500, lr=1e-4, batch=1, forward=1),
-        cd=dict(steps=500, lr=1e-5, batch=2, forward=1),
-        oft=dict(steps=500, lr=1e-4, batch=1, forward=1),
-        loha=dict(steps=500, lr=1e-3, batch=1, forward=1),
-        lokr=dict(steps=500, lr=1e-3, batch=1, forward=1),
-        svdiff=dict(steps=500, lr=1e-3, batch=1, forward=1),
-        ti=dict(steps=3000, lr=5e-4, batch=1, forward=1))))
+    recipes={k: r | dict(forward=1) for k, r in WORLDS['sd15'].recipes.items()}))
