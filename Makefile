@@ -66,7 +66,7 @@ lab: $(VENV_DONE) $(NODE_DONE)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/nbs $(ARGS)
 
 mini: $(VENV_DONE) $(NODE_DONE)  ## train the mini world again (hours; resumes where it was stopped)
-	@set -e; for m in vae clip denoiser card; do echo "== mini: $$m"; $(PY) -c "from openworld_forget.mini.$$m import main; main()"; done
+	@set -e; for m in vae clip denoiser card velocity; do echo "== mini: $$m"; $(PY) -c "from openworld_forget.mini.$$m import main; main()"; done
 
 clean-notebooks: $(VENV_DONE)  ## strip what a run leaves in the notebooks
 	@$(call NBDEV,clean)

@@ -128,6 +128,10 @@ def inputs(net, what: str, side: int, n: int) -> tuple[tuple, dict]:
     if what == 'read': return (torch.zeros(n, side, dtype=torch.long, device='meta'),), {}
     if what == 'encode': return (new(n, c.in_channels, side, side),), {}
     if what == 'decode': return (new(*_latents(c, n, side)),), {}
+    if c.get('joint_attention_dim'):                        # text beside the image, and a pooled text (SD3's transformer)
+        more = dict(encoder_hidden_states=new(n, 77, c.joint_attention_dim), timestep=torch.zeros(n, device='meta'),
+                    pooled_projections=new(n, c.pooled_projection_dim))
+        return (new(n, c.in_channels, side, side),), more
     width = c.cross_attention_dim if isinstance(c.cross_attention_dim, int) else max(c.cross_attention_dim)
     more = {}
     if c.get('addition_embed_type') == 'text_time':         # what SDXL is told besides: a pooled text and sizes

@@ -13,6 +13,7 @@ from openworld_forget.study.results import collect, finish
 from openworld_forget.study.main import main
 from openworld_forget.study.plan import plan
 from openworld_forget.study.files import read_study, ready, study_reports
+from openworld_forget.worlds.world import spec_of
 
 import archives
 from conftest import ROOT
@@ -230,7 +231,7 @@ def test_studies_are_found_from_every_folder(monkeypatch, tmp_path):
 def test_the_studies_of_the_project_are_right(f, tmp_path, monkeypatch):
     if f.stem == 'checkpoints': return                                         # whose files are made by tools/foreign.py
     said = yaml.safe_load(f.read_text())
-    if said['world'] != 'mini':                                                # what its users bring
+    if spec_of(said['world']).data != spec_of('mini').data:                    # what its users bring
         monkeypatch.setenv('OWF_DATA', str(tmp_path)); archives.make_all(tmp_path)
         for c in said['concepts']:
             (tmp_path/'subjects'/c).mkdir(parents=True); (tmp_path/'subjects'/c/'class.txt').write_text('toy')

@@ -137,8 +137,9 @@ def check_base(spec: WorldSpec, path: Path|str):
     if kind not in ('lora', 'inversion'): return
     place = place_of(spec, get=False)
     if not place: return
-    at = place.configs/'unet/config.json', place.configs/'scheduler/scheduler_config.json'
+    layout = layout_of(place.configs)
+    at = place.configs/layout.denoiser/'config.json', place.configs/'scheduler/scheduler_config.json'
     width, says = read_json(at[0]).get('cross_attention_dim'), read_json(at[1]).get('prediction_type', 'epsilon')
     unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width))
-    like = SimpleNamespace(unet=unet, prediction=says, spec=spec, kin=layout_of(place.configs).kin)
+    like = SimpleNamespace(unet=unet, prediction=says, spec=spec, kin=layout.kin)
     check_header(like, p, header(p))

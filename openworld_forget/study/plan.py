@@ -14,7 +14,7 @@ from scipy.stats import norm
 from ..batches import free_memory
 from ..core import content_key, outputs
 from ..metrics.classify import PUBLISHED, Protocol, Stages, shards
-from .files import made_by
+from .files import TWO, made_by, study_beside
 from .records import FULL, READS, Study, cell_seed, chain_folder, run_folder, shard_folder, splits_asked
 from .results import Step
 from ..training.checkpoints import checkpoint_files
@@ -30,9 +30,10 @@ def drawn(data):
     folder or key."""
     return getattr(data, 'benchmark_content', lambda b, per_class, more, seed=0: data_root()/'benchmarks'/b)
 
-def files_of(part: Study, name: str, of_benchmark=None) -> list[Path|str]:
+def files_of(part: Study, name: str, of_benchmark=None, out: Path|None=None) -> list[Path|str]:
     """Files and folders (or a key of them) whose content a step reads, besides the results of other steps;
     `of_benchmark` is `drawn`, or one that remembers."""
+    if name in TWO: return sorted(((out or outputs())/study_beside(part).name).rglob('units.csv'))     # of its runs
     if name not in READS: return []
     spec, data = spec_of(part.world), provider(spec_of(part.world))
     folders = own_files(spec)
@@ -79,7 +80,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
         s.cost = cost.get(name, 0.)*(2 if name == 'shard' and not part.methods and not part.checkpoints else 1) + 1
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
-        files = [content(f) for f in files_of(part, name, of_benchmark)]
+        files = [content(f) for f in files_of(part, name, of_benchmark, out)]
         s.key = made(name) + content_key(name, decides, spec_of(part.world), files, params, below)
         s.params['key'] = s.key
         steps.append(s)

@@ -178,6 +178,8 @@ class Study(Record):
 
     # what is told
     reports: list[str] = _list(['summary'], 'templates over the whole study; each becomes a page', least=1)
+    beside: str = Field('', exclude_if=lambda v: not v, description='another study file, run before: the report '
+                        '`architectures` sets its results beside those of this study')
 
     @field_validator('concepts', 'methods', 'seeds', 'reports', 'prompts', 'steps')
     @classmethod
@@ -272,7 +274,7 @@ def part(self:Study, template: str, concept: str='', method: str='', seed: int=0
         kind = m.adaptation.kind if template in TRAINS and m else None
         world = {**world, 'recipes': {k: v for k, v in spec_of(world).recipes.items() if k == kind}}
     return self.but(
-        world=world, seeds=[seed], checkpoints=file, reports=['summary'],
+        world=world, seeds=[seed], checkpoints=file, reports=['summary'], beside='',
         concepts=[concept] if concept else self.concepts if template == 'sequence' else [],
         methods=[m.name] if m else [],
         method_overrides={},

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTS', 'ADDED', 'ADAPTATIONS', 'RowEmbedding', 'Adaptation', 'token_ids', 'token_id', 'layers_of', 'KeptOff',
-           'kept_off', 'finished', 'rank_at', 'Clock', 'RankMask', 'by_time', 'peft_config', 'Spectral', 'adapt',
-           'trainable', 'trained', 'freeze', 'merged', 'save_adapted', 'stored', 'load_own', 'export_adapted']
+           'kept_off', 'finished', 'rank_at', 'Clock', 'RankMask', 'by_time', 'cross_layers', 'peft_config', 'Spectral',
+           'adapt', 'trainable', 'trained', 'freeze', 'merged', 'save_adapted', 'stored', 'load_own', 'export_adapted']
 
 # %% ../../nbs/training/01_adapt.ipynb #c003
 import json, re
@@ -192,10 +192,16 @@ def _rows(world, token) -> tuple[dict, dict]:
         rows[f'{_in_file(part)}.row'] = row.row
     return texts, rows
 
+def cross_layers(world) -> list[str]:
+    "The layers of a denoiser that Custom Diffusion trains, by name; of one that has none, a `ForgetError`."
+    if world.cross: return world.cross
+    raise ForgetError('cd (Custom Diffusion) trains the keys and values of cross-attention, and the denoiser of '
+                      f'{world.spec.name!r} has none: text and image share one self-attention. Use db or lora.')
+
 def _cd(world, a, token):
     "Custom Diffusion: keys and values of the cross-attention, and one row of the embedding (of each text encoder)."
-    unet, (texts, rows) = clone(world.unet, share=True), _rows(world, token)
-    layers = {f'unet.{k}': m for k, m in unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))}
+    names, unet, (texts, rows) = cross_layers(world), clone(world.unet, share=True), _rows(world, token)
+    layers = {f'unet.{k}': unet.get_submodule(k) for k in names}
     for m in layers.values(): m.weight = nn.Parameter(m.weight.detach().clone())
     params = {f'{k}.weight': m.weight for k, m in layers.items()}
     return world.but(unet=unet.train(), **texts), params | rows

@@ -267,7 +267,7 @@ def for_another(family) -> str:
 # %% ../../nbs/training/05_deltas.ipynb #c041c
 def check_header(base, path, meta):
     "Refuse a file whose header says that it was made for another kind of base: shapes do not always show it."
-    family, own = made_for(meta), WIDTHS.get(base.unet.config.cross_attention_dim)
+    family, own = made_for(meta), WIDTHS.get(getattr(base.unet.config, 'cross_attention_dim', None))
     if family in dict(FAMILIES) and family not in ([own] if own else base.kin):
         raise ForgetError(f'{path}: {for_another(family)} Its header says so; this base is {own or base.spec.name}.')
     said = {'v': 'v_prediction'}.get(p := meta.get('modelspec.prediction_type', base.prediction), p)

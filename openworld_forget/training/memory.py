@@ -120,7 +120,8 @@ def step_bytes(w: World, groups: tuple[int, ...], params: dict) -> int:
     def work():
         for n in groups:
             args, more = inputs(w.unet, 'denoise', w.unet.config.sample_size, n)
-            args[-1].requires_grad_(any(k.startswith('text.') for k in params))
+            states = more.get('encoder_hidden_states', args[-1])
+            states.requires_grad_(any(k.startswith('text.') for k in params))
             torch.autograd.backward(w.unet(*args, **more).sample.float().square().mean())
     try: return live_bytes(work, w.unet)
     finally:

@@ -18,8 +18,8 @@ from .data import data_source
 from .folders import TEMPLATES, data_root
 from .load import FEATURES, PARTS, SIZES, WEIGHTS, check_name, configs_source, default_device
 from .load import feature_source, how_to_get, hub_folder, human, is_single, is_whole, lacks_of
-from .load import local_path, missing_parts, restore, variant_of, wanted_files
-from .world import WORLDS, WorldSpec, spec_of
+from .load import layout_of, local_path, missing_parts, restore, variant_of, wanted_files
+from .world import WORLDS, World, WorldSpec, spec_of
 
 # %% ../../nbs/worlds/07_doctor.ipynb #c005
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _part(kind: str, name: str, part: str, source: str, revision: str|None, get:
 def _parts(spec: WorldSpec) -> list[str]:
     "The parts of a world: as its model_index.json says, or as they are known, or Stable Diffusion's."
     folder = _found(spec.source, spec.revision)[0]
+    cls = layout_of(folder) if folder else World
+    if cls.denoiser != World.denoiser: return [*cls.parts]
     index = read_json(folder/'model_index.json') if folder and (folder/'model_index.json').is_file() else {}
     named = [p for p in (*PARTS, 'tokenizer_2', 'text_encoder_2') if p in SIZES.get(spec.source, index)]
     return [*PARTS, *(p for p in named if p not in PARTS)]

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 import huggingface_hub, torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_open_clip_checkpoint
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from ..core import ForgetError, check_finite, choose, read_json, root, tensor_shapes
+from .joint import JointWorld
 from .world import World, WorldSpec, XLWorld, check_place, spec_of
 
 # %% ../../nbs/worlds/01_load.ipynb #c0a1srcs
 WEIGHTS = {'text_encoder': 'model', 'text_encoder_2': 'model', '': 'model',
-           'vae': 'diffusion_pytorch_model', 'unet': 'diffusion_pytorch_model'}
+           **dict.fromkeys(('vae', 'unet', 'transformer'), 'diffusion_pytorch_model')}
 PARTS = ('tokenizer', 'text_encoder', 'vae', 'unet', 'scheduler')
-OWN = ('mini', 'mini-clip')       # the folders of weights/ that the project ships; others there are their owners'
+OWN = ('mini', 'mini-clip', 'mini-v')       # the folders of weights/ that the project ships; others there are their owners'
 SINGLE = ('.safetensors', '.ckpt', '.pt', '.pth', '.bin', '.gguf')
 
 SIZES = {   # bytes of what is read, by part: safetensors in float32
@@ -339,10 +340,14 @@ def layout_of(folder: Path) -> type[World]:
     "The kind of world that a folder holds."
     says = model_index(folder).get('text_encoder_2')
     second = bool(says and says[-1]) if isinstance(says, list) else (folder/'text_encoder_2').is_dir()
-    return XLWorld if second else World
+    joint = (folder/JointWorld.denoiser).is_dir() and not (folder/World.denoiser).is_dir()
+    return XLWorld if second else JointWorld if joint else World
 
 def find_world(source: str, revision: str|None, what: str, **how) -> Path|None:
     "`find_source` with all parts of the layout that is there."
+    local = local_path(source)
+    cls = layout_of(local) if local.is_dir() else World
+    if cls.denoiser != World.denoiser: return find_source(source, revision, what, cls.parts, **how)
     folder = find_source(source, revision, what, tuple(SIZES.get(source, PARTS)), **how)
     parts = layout_of(folder).parts if folder else PARTS
     return folder if parts == PARTS else find_source(source, revision, what, parts, **how)
@@ -366,7 +371,8 @@ def own_files(spec: WorldSpec) -> list[Path]:
     "The files and folders outside the hub's cache that a world is read from."
     def inside(p):
         more = ('tokenizer_2', 'text_encoder_2', 'model_index.json')            # it says what no prompt means
-        return [p/k for k in (*PARTS, *(more if (p/'text_encoder_2').is_dir() else ()))]
+        own = (JointWorld.denoiser,)
+        return [p/k for k in (*PARTS, *own, *(more if (p/'text_encoder_2').is_dir() else ()))]
     at = [local_path(s) for s in (spec.source, spec.configs) if s]
     return [f for p in at for f in ([p] if is_single(str(p)) else inside(p)) if f.exists()]
 
@@ -538,9 +544,9 @@ def _check_inputs(w: World, wrong):
             wrong('unet', f'{k} is {said!r}; with two text encoders (SDXL), {wanted!r} is wanted')
         wrong('unet', f'{k} is {said!r}: a denoiser that reads more than noise, time and text '
                       f'(LCM, Kandinsky, IP-Adapter) is not supported')
-    if u.cross_attention_dim != w.width:
+    if w.reads != w.width:
         who = 'the text encoder gives' if len(w.encoders) == 1 else 'the text encoders give together'
-        wrong('unet', f'it reads text states of width {u.cross_attention_dim}, {who} {w.width}')
+        wrong('unet', f'it reads text states of width {w.reads}, {who} {w.width}')
 
 def _check_pooled(w: World, wrong):
     "SDXL's sums: the pooled embedding and six sizes are what the denoiser's added embedding reads."
@@ -565,8 +571,9 @@ def equipped(w: World) -> World:
 def _check_parts(w: World, where: str):
     "A `ForgetError` unless the parts say what they must, fit together, and hold nothing that would be left out."
     u, v, betas = w.unet.config, w.vae.config, w.scheduler.betas
-    def wrong(part, what): raise ForgetError(f'{where}/{part}/config.json: {what}. '
-                                             f'Copy the file from the model that it comes from.')
+    def wrong(part, what):
+        folder = w.denoiser if part == 'unet' else part
+        raise ForgetError(f'{where}/{folder}/config.json: {what}. Copy the file from the model that it comes from.')
     if not _number(v.scaling_factor, 0, math.inf):
         wrong('vae', f'scaling_factor is {v.scaling_factor!r}, '
                      f'and must be a number above 0 (Stable Diffusion: 0.18215, XL: 0.13025)')
@@ -580,12 +587,20 @@ def _check_parts(w: World, where: str):
                       f'the latents have {v.latent_channels}: no inpainting')
     _check_inputs(w, wrong)
     _check_pooled(w, wrong)
+    for part, what in w.misfits(): wrong(part, what)
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise ForgetError(f'{where}/scheduler: its betas do not lie between 0 and 1. Copy the folder again.')
 
 # %% ../../nbs/worlds/01_load.ipynb #c010l3
 NETWORKS = dict(text_encoder=CLIPTextModel, text_encoder_2=CLIPTextModelWithProjection, vae=AutoencoderKL,
-                unet=UNet2DConditionModel)
+                unet=UNet2DConditionModel, transformer=SD3Transformer2DModel)
+
+def _check_class(cls: type, folder: Path, sub: str):
+    "A network of another class would be loaded all the same, some of its weights made up or left out."
+    says = read_json(folder/sub/'config.json').get('_class_name', cls.__name__)
+    if says != cls.__name__:
+        raise ForgetError(f'{folder}/{sub}: it is a {says}; of transformers, those are read in which text and image tokens share '
+                          f'one self-attention ({cls.__name__}).')
 
 def _loaded(spec: WorldSpec, at: Place) -> World:
     "A world of the layout that is there: first what is small and could be told wrong, then the networks."
@@ -594,7 +609,8 @@ def _loaded(spec: WorldSpec, at: Place) -> World:
     told = _small(_Told, at, 'scheduler')
     _check_schedule(told, f'{at.configs}/scheduler/scheduler_config.json')
     small['scheduler'] = _small(DDPMScheduler, at, 'scheduler')
-    nets = {k: _load(NETWORKS[k], at, k) for k in cls.parts if k in NETWORKS}
+    if cls.denoiser != World.denoiser: _check_class(NETWORKS[cls.denoiser], at.configs, cls.denoiser)
+    nets = {'unet' if k == cls.denoiser else k: _load(NETWORKS[k], at, k) for k in cls.parts if k in NETWORKS}
     w = cls(spec, **small, **nets, **cls.settings(model_index(at.configs)))
     _check_parts(w, str(at.configs))
     return w

@@ -192,8 +192,9 @@ class Parts:
     label: str = 'base'
     _key: str|None = field(default=None, repr=False)
 
-    # folders of a diffusers pipeline of this layout
+    # folders of a diffusers pipeline of this layout, and which of them holds the denoiser
     parts = ('tokenizer', 'text_encoder', 'vae', 'unet', 'scheduler')
+    denoiser = 'unet'
 
     def __repr__(self):
         return (f'{type(self).__name__}({self.spec.name!r}, {self.label!r}, {self.resolution} px, '
@@ -247,6 +248,14 @@ class _Reading(Parts):
     def width(self) -> int:
         "Numbers of a text state: what all text encoders say of a token, side by side."
         return sum(m.config.hidden_size for m in self.encoders.values())
+    @property
+    def reads(self) -> int:
+        "Numbers of a text state as the denoiser reads it."
+        return self.unet.config.cross_attention_dim
+    @property
+    def cross(self) -> list[str]:
+        "The denoiser's layers that make keys and values of text states alone, by name: cross-attention's."
+        return [k for k, _ in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v'))]
 
 # %% ../../nbs/worlds/00_world.ipynb #c008b2
 class _Kept(_Reading):
@@ -425,6 +434,10 @@ class World(_Noiser):
     first_names = False         # whether trainers write the denoiser's layers under the names of its first code
     addition = None             # what the denoiser reads besides noise, time and text (diffusers' addition_embed_type)
 
+    def misfits(self) -> list[tuple[str, str]]:
+        "(part, what is wrong) of this layout's parts beside each other, beyond what all layouts share."
+        return []
+
     def conditions(self, c: torch.Tensor) -> tuple[torch.Tensor, dict]:
         "What of text states [n, *text_shape] cross-attention reads, and what else the denoiser is told."
         return c, {}
@@ -442,14 +455,14 @@ class World(_Noiser):
             raise ForgetError(f'Expected text states [{len(z_t)}, length, width] of floats, got {_kind(c)}. '
                               f'`encode_text` makes one per prompt.')
         states, more = self.conditions(c)
-        return self.unet(z_t, t, states, **more).sample
+        return self.unet(z_t, timestep=t, encoder_hidden_states=states, **more).sample
 
     @contextmanager
     def remembered(self, text: torch.Tensor):
         """Inside, cross-attention takes the keys and values of C prompts (text states [C, *text_shape]) from a table,
         computed once; yields a function that turns prompt numbers [n] into the text states of the next `predict`."""
-        named = ((k, m) for k, m in self.unet.named_modules() if k.endswith(('attn2.to_k', 'attn2.to_v')))
-        layers = [m for _, m in named if not getattr(m, 'reads_time', False)]       # no table holds for every timestep
+        named = map(self.unet.get_submodule, self.cross)
+        layers = [m for m in named if not getattr(m, 'reads_time', False)]          # no table holds for every timestep
         now, states = [None], self.conditions(text)[0]          # (C, length, width)
         compiled = self.unet._compiled_call_impl                # a compiled network knows no table
         def pick(c):
@@ -558,6 +571,9 @@ register(WorldSpec(
         lokr=dict(steps=250, lr=1e-2, batch=4),
         svdiff=dict(steps=250, lr=1e-2, batch=4),
         ti=dict(steps=250, lr=1e-2, batch=4))))
+
+# %% ../../nbs/worlds/00_world.ipynb #c016mv
+register(WORLDS['mini'].but(name='mini-v', source='weights/mini-v'))
 
 # %% ../../nbs/worlds/00_world.ipynb #c016b
 register(WorldSpec(
