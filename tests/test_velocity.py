@@ -60,10 +60,10 @@ def test_one_batch_is_learned_from_either_target(base, batch):
     "Gradients reach the student alone; in a few steps on one batch the loss falls, whatever the target is."
     z, ids, t, e = batch; before = content_key(dict(base.unet.state_dict()))
     for teacher in (None, base):
-        w = V.student_of(base); opt = torch.optim.Adam(w.unet.parameters(), 2e-3); losses = []
+        w = V.student_of(base); opt = torch.optim.Adam(w.unet.parameters(), 3e-4); losses = []
         for _ in range(6):
             opt.zero_grad(); loss = V.velocity_loss(w, z, ids, t, e, teacher); loss.backward(); opt.step(); losses.append(loss.item())
-        assert losses[-1] < .7*losses[0], losses
+        assert losses[-1] < .8*losses[0], losses
     assert content_key(dict(base.unet.state_dict())) == before
 
 def test_a_training_is_told_from_one_with_another_target(base, tmp_path, captions):
@@ -72,6 +72,12 @@ def test_a_training_is_told_from_one_with_another_target(base, tmp_path, caption
     V.train_velocity(base, items, pc, r, 0, tmp_path/'c.safetensors', until=1)
     with pytest.raises(ForgetError, match='another recipe'): V.train_velocity(base, items, pc, r, 1, tmp_path/'c.safetensors')
     assert 0 < V.LEAD < V.VELOCITY_RECIPE.steps
+
+def test_a_step_in_pieces_is_the_same_step(base, captions, monkeypatch):
+    "Three images at once, or two and one: the same loss, and the same gradient to rounding."
+    items, pc = V.splits()['train'][:4], V.transform_of(base); r = Recipe(steps=1, lr=1e-3, batch=3); logs = []
+    for n in (3, 2): monkeypatch.setattr(V, 'PIECE', n); logs.append(V.train_velocity(base, items, pc, r)[1][0])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 def test_main_goes_on_where_it_was_stopped_and_writes_the_folder_when_it_is_done(base, tmp_path, monkeypatch, capsys, captions):
     "The released command, on a tiny recipe: stopped twice, then whole; another process would find the same files."
@@ -164,7 +170,8 @@ def test_the_study_names_the_other_one_and_its_report_is_keyed_by_both(tmp_path)
     key = lambda: {x.name: x.key for x in plan(s, tmp_path)}
     before = key(); f = run_folder(tmp_path/'methods', 'cat-noto', 'db-25', 0); f.mkdir(parents=True); (f/'units.csv').write_text('kind\n')
     after = key(); assert {k for k in before if before[k] != after[k]} == {'architectures'}
-    assert {x.key for x in plan(s.but(beside='', reports=['methods']), tmp_path) if x.name == 'front'} == {x.key for x in plan(s, tmp_path) if x.name == 'front'}
+    fronts = lambda s: {x.key for x in plan(s, tmp_path) if x.name == 'front'}
+    assert fronts(s.but(beside='', reports=['methods'])) == fronts(s)
 
 @pytest.mark.parametrize('change,why', [
     (dict(beside=''), 'Write beside:'), (dict(reports=['methods']), 'no report of this study reads it'),

@@ -21,7 +21,7 @@ GROUPS = {      # what a reader wants -> its notebooks, or sections with noteboo
         'Worlds': ['worlds/*'],
         'Studies': ['study/*'],
         'Audits': ['audit/*'],
-        'The making of the mini world': ['mini/0[0-5]*'],
+        'The making of the mini world': ['mini/0[0-57]*'],
     },
     'Results': ['reports/*', 'mini/06_card', 'weights'],
 }

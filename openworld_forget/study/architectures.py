@@ -162,5 +162,6 @@ def scope_of(one: Side, two: Side) -> str:
     def runs(s):
         subjects = ', '.join(s.grid.subjects)
         return f'{len(s.grid.subjects)} subjects ({subjects}) with {s.grid.seeds} training seeds in `{s.world}`'
-    return (f'{runs(one)}; {runs(two)}. Intervals (95 %) know trainings, images and noise, and speak for these subjects. '
+    return (f'{runs(one)}; {runs(two)}. '
+            'Intervals (95 %) know trainings, images and noise, and speak for these subjects. '
             'There is one denoiser of each kind: what differs may be a matter of these two, not of what they predict.')
