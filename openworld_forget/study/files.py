@@ -294,7 +294,7 @@ def _check_checkpoints(s: Study):
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
-OF_STEPS = dict(methods='front', sequences='sequence')   # reports that stand on their own -> the step whose results they read
+OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee')      # reports that stand on their own -> the step whose results they read
 
 def _check_reports(s: Study):
     for r in s.reports: choose(r, study_reports(), 'report')
