@@ -1,8 +1,8 @@
 """Can drift be foreseen? One tiny study from the file to the report and the plan that reads it."""
-import numpy as np, pandas as pd, pytest
+import numpy as np, pytest
 from openworld_forget.core import ForgetError
 from openworld_forget.study import step_foresee
-from openworld_forget.study.foresee import KNOWN, forecasts_of, images_of_study, predictors_table
+from openworld_forget.study.foresee import images_of_study
 from openworld_forget.study.plan import forwards, plan
 from openworld_forget.study.records import FORESEEN, READS, Study
 from openworld_forget.study.step_foresee import COLUMNS, PREDICTORS, looked_ahead, shown
@@ -45,7 +45,7 @@ def test_the_plan_has_a_step_a_run_keyed_by_its_images(tmp_path, monkeypatch):
     assert len({s.key for s in steps}) == 5
 
 def test_a_study_without_such_runs_is_refused(tmp_path):
-    with pytest.raises(ForgetError, match='steps: .foresee'): images_of_study(STUDY, tmp_path)
+    with pytest.raises(ForgetError, match=r'steps: .foresee'): images_of_study(STUDY, tmp_path)
 
 def test_the_study_file_says_what_it_needs():
     from openworld_forget.study.files import read_study
