@@ -294,7 +294,8 @@ def _check_checkpoints(s: Study):
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
-OF_STEPS = dict(methods='front', sequences='sequence', architectures='front')   # reports that stand on their own -> the step whose results they read
+# reports that stand on their own -> the step whose results they read
+OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee', architectures='front')
 
 TWO = ['architectures']         # of these, those that set another study beside this one
 
@@ -307,6 +308,7 @@ def study_beside(s: Study) -> Study:
                           f'Name one that has it.')
     return other
 
+# %% ../../nbs/study/02_files.ipynb #c006chk2z
 def _check_reports(s: Study):
     for r in s.reports: choose(r, study_reports(), 'report')
     two = [r for r in s.reports if r in TWO]
