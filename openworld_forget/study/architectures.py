@@ -144,8 +144,8 @@ def said_of_finding(t: pd.DataFrame, finding: str) -> str:
         k, r = digits_of(kind), d.iloc[0]
         beside = ', '.join(f'{x.world} {with_ends(x.value, x.low, x.high, k)}' if np.isfinite(x.value)
                            else f'{x.world} less faithful than the base' for x in d.itertuples())
-        size = f'in {d.world.iloc[1]} {"more" if r.more_low > 0 else "less"}' if r.more_low > 0 or r.more_high < 0 else ''
-        by = f'; {size}: {with_ends(r.more, r.more_low, r.more_high, k)}' if size else ''
+        size = 'more' if r.more_low > 0 else 'less' if r.more_high < 0 else ''
+        by = f'; in {d.world.iloc[1]} {size}: {with_ends(r.more, r.more_low, r.more_high, k)}' if size else ''
         parts.append(f'{KINDS[kind]} **{r.both}** ({beside}{by})')
     n = ' and '.join(f'{x.n}' for x in d.itertuples())
     return f'{finding}: {"; ".join(parts)} (n = {n} trainings).'
