@@ -277,7 +277,8 @@ def _check_methods(s: Study, spec: WorldSpec):
                 f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
     for n, m in ms.items():
         if not m.trains and 'sequence' in s.steps:
-            raise ForgetError(f'The method {n!r} trains nothing: a subject leaves nothing for the next. Leave it out of a sequence.')
+            raise ForgetError(
+                f'The method {n!r} trains nothing: a subject leaves nothing for the next. Leave it out of a sequence.')
         if m.trains and not Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe}).steps:
             raise ForgetError(
                 f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. '
@@ -296,7 +297,8 @@ def _check_checkpoints(s: Study):
             raise ForgetError(f'The checkpoints {other!r} and {n!r} are the same file, {f}. Remove one of them.')
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
-OF_STEPS = dict(methods='front', sequences='sequence', weightless='front')   # reports that stand on their own -> the step whose results they read
+# reports that stand on their own -> the step whose results they read
+OF_STEPS = dict(methods='front', sequences='sequence', weightless='front')
 
 def _check_reports(s: Study):
     for r in s.reports: choose(r, study_reports(), 'report')

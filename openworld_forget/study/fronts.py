@@ -84,8 +84,8 @@ def families(study: Study, names: list[str]|None=None) -> dict[str, tuple[str, l
 def _kinds(study: Study, names: list[str]) -> list[str]: return [study.method(n).adaptation.kind for n in names]
 
 def nulls(study: Study, names: list[str]|None=None) -> dict[str, list[str]]:
-    """The families that others are held against: a plain update of weights at several strengths, of an adaptation that other
-    methods of the study share; all such families where none is shared. Family -> members, weakest first."""
+    """The families that others are held against: a plain update of weights at several strengths, of an adaptation that
+    other methods of the study share; all such families where none is shared. Family -> members, weakest first."""
     names = names or study.methods
     plain = lambda m: m.trains and not (m.prior or m.correction)
     own = {k: v for k, (field, v) in families(study, names).items()

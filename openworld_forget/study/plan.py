@@ -77,7 +77,8 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
         decides = json.dumps(part.keyed().model_dump(mode='json'), sort_keys=True)
         s = Step(name, folder, dict(study=text, home=str(home), **params), list(needs))
         trains = not part.methods or part.method(part.methods[0]).trains
-        s.cost = cost[trains].get(name, 0.)*(2 if name == 'shard' and not part.methods and not part.checkpoints else 1) + 1
+        twice = name == 'shard' and not part.methods and not part.checkpoints       # of the base, under both plans
+        s.cost = cost[trains].get(name, 0.)*(2 if twice else 1) + 1
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
         files = [content(f) for f in files_of(part, name, of_benchmark)]
@@ -145,12 +146,12 @@ def classification(study: Study, counts: dict|None=None) -> tuple[float, float, 
 
 # %% ../../nbs/study/03_plan.ipynb #c020
 PASS = 5            # forwards of a reference's pass: so many images has a subject
-READING = 1.4       # a forward that reads them, in plain ones (mini)
+READING = 1.2       # a forward that reads them, in plain ones (mini, 1.1 to 1.3: benchmarks/training.py)
 
 def forwards(study: Study, counts: dict|None=None, trains: bool=True) -> dict[str, float]:
     """Denoiser forwards of one step by template: a rough count, for the estimate and the progress bar. A training image
-    counts three; what another study has already asked the base is not known here. A method that does not train (it refers
-    to images) has a pass for every timestep, and every other forward of it reads them."""
+    counts three; what another study has already asked the base is not known here. A method that does not train refers to
+    images: it has a pass for every timestep, and every other forward of it reads them."""
     b, spec, more = study.limits, spec_of(study.world), 1 if trains else READING
     k = 2*(b.sampling_steps or spec.sampling_steps)
     counts = counts_of(study) if counts is None else counts

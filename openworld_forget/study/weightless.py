@@ -30,12 +30,14 @@ def check_controls(study: Study, home: Path) -> dict[str, int]:
     out = {}
     for m in controls(study):
         files = [run_folder(home, c, m, s)/'units.csv' for c in study.concepts for s in study.seeds]
-        units = pd.concat([pd.read_csv(f).assign(run=str(f.parent)) for f in files if f.is_file()] or [pd.DataFrame(columns=['kind'])])
+        found = [pd.read_csv(f).assign(run=str(f.parent)) for f in files if f.is_file()]
+        if not found: continue
+        units = pd.concat(found)
         units = units[units.kind.isin(ASIDE)]
-        if len(odd := units[units.value != units.base]) if len(units) else False:
+        if len(odd := units[units.value != units.base]):
             r = odd.iloc[0]
-            raise ForgetError(f'{m} must be exactly the base, but {len(odd)} of {len(units)} units differ: {r.kind} of {r.unit!r} is '
-                              f'{r.value}, not {r.base} ({r.run}). The code that switches it off is wrong.')
+            raise ForgetError(f'{m} must be exactly the base, but {len(odd)} of {len(units)} units differ: {r.kind} of '
+                              f'{r.unit!r} is {r.value}, not {r.base} ({r.run}). What should change nothing does.')
         out[m] = len(units)
     return out
 
@@ -45,23 +47,30 @@ def learned_and_lost(study: Study, g: Grid) -> pd.DataFrame:
     rows = []
     for m in g.methods:
         x = {k: v[g.methods.index(m)] for k, v in g.values.items()}
-        r = dict(method=m, trains=study.method(m).trains, fidelity=x['fidelity'].mean(), drop=x['drop'].mean(), floor=x['drop_floor'].mean())
-        for name, d in dict(learned=x['fidelity'] - x['fidelity_base'], excess=x['drop'] - x['drop_floor']).items():
+        means = {k: x[k].mean() for k in ('fidelity', 'drop', 'lpips', 'colour')}
+        r = dict(method=m, trains=study.method(m).trains, **means, floor=x['drop_floor'].mean())
+        less = dict(learned=x['fidelity'] - x['fidelity_base'], excess=x['drop'] - x['drop_floor'])
+        for name, d in less.items():
             e = left_out(lambda W, d=d: float((W*d).sum()), g)
             r |= {name: e.value, f'{name}_low': e.interval()[0], f'{name}_high': e.interval()[1]}
-        r |= {k: x[k].mean() for k in ('lpips', 'colour')}
         rows.append(r | dict(trainings=g.whole, images=int(x['images'].sum())))
     return pd.DataFrame(rows)
 
-def _said(x: pd.Series, name: str, digits: int) -> str: return with_ends(x[name], x[f'{name}_low'], x[f'{name}_high'], digits)
+def _said(x: pd.Series, name: str, digits: int) -> str:
+    return with_ends(x[name], x[f'{name}_low'], x[f'{name}_high'], digits)
+
+def _which(low: float, high: float, above: str, below: str, neither: str) -> str:
+    return above if low > 0 else below if high < 0 else neither
 
 def said_of(x: pd.Series) -> str:
     "One sentence on a method: a row of `learned_and_lost`."
-    learned = 'learned the subject' if x.learned_low > 0 else 'is less faithful than the base' if x.learned_high < 0 else 'may not have learned the subject'
-    lost = 'forgets' if x.excess_low > 0 else 'recognizes more than the base' if x.excess_high < 0 else 'whether it forgets is not decided'
+    learned = _which(x.learned_low, x.learned_high, 'learned the subject', 'is less faithful than the base',
+                     'whether it learned the subject is not decided')
+    lost = _which(x.excess_low, x.excess_high, 'forgets', 'recognizes more than the base', 'whether it forgets is not decided')
     how = '' if x.trains else ', no weight changed'
-    return (f'`{x.method}`{how}: {learned} (fidelity {_said(x, "learned", 3)} above the base), {lost} (drop {x["drop"]:.1f} points, '
-            f'{_said(x, "excess", 1)} above the floor; LPIPS {x.lpips:.3f}, colour {x.colour:.3f}; n = {x.trainings} runs, {x.images} images).')
+    return (f'`{x.method}`{how}: {learned} (fidelity {_said(x, "learned", 3)} above the base), {lost} '
+            f'(drop {x["drop"]:.1f} points, {_said(x, "excess", 1)} above the floor; LPIPS {x.lpips:.3f}, '
+            f'colour {x.colour:.3f}; n = {x.trainings} runs, {x.images} images).')
 
 # %% ../../nbs/study/12d_weightless.ipynb #c009
 HALF = .5       # a method that loses less than this part of what the update loses at equal fidelity hardly forgets
@@ -69,19 +78,21 @@ HALF = .5       # a method that loses less than this part of what the update los
 def answered(study: Study, t: pd.DataFrame, gains: pd.DataFrame) -> tuple[str, str]:
     "(no, yes or not decided; the sentence), of `learned_and_lost` and `fronts.gains_table`."
     own = t[t.method.isin(without_weights(study))]
-    if own.empty: raise ForgetError('The study has no method without weights that is on. Name one: ref-append, ref-replace, ref-adain.')
+    if own.empty:
+        raise ForgetError('The study has no method without weights that is on. Name ref-append, ref-replace or ref-adain.')
     learned = own[own.learned_low > 0]
     both = learned[learned.excess_low > 0]
     asked = f'of {len(own)} methods that change no weight {len(learned)} learned the subject'
+    runs = f'n = {own.trainings.iloc[0]} runs of each'
     if len(both):
         worst = both.loc[both.excess.idxmax()]
-        return 'no', (f'**No.** Pictures are enough: {asked}, and {len(both)} of these recognize less while they are on, most of '
-                      f'all `{worst.method}` ({_said(worst, "excess", 1)} points above the floor, n = {worst.trainings} runs).')
+        return 'no', (f'**No.** Pictures are enough: {asked}, and {len(both)} of these recognize less while they are on, '
+                      f'most of all `{worst.method}` ({_said(worst, "excess", 1)} points above the floor, {runs}).')
     plain = gains[gains.kind == 'drop'].groupby('method').null_drift.mean()
     less = [r.excess_high < HALF*plain.get(r.method, np.nan) for r in learned.itertuples()]
     if less and all(less):
-        return 'yes', (f'**Yes, as far as this sees.** {asked[0].upper()}{asked[1:]}, and each of these loses less than half of '
-                       f'what the update does that is as faithful (n = {own.trainings.iloc[0]} runs).')
+        return 'yes', (f'**Yes, as far as this sees.** {asked[0].upper()}{asked[1:]}, and each of these loses less than half '
+                       f'of what the update does that is as faithful ({runs}).')
     why = ('none can be said to forget or not to' if len(learned) else
            'one that shows the subject no better than the base cannot answer')
-    return 'not decided', f'**Not decided.** {asked[0].upper()}{asked[1:]}: {why} (n = {own.trainings.iloc[0]} runs).'
+    return 'not decided', f'**Not decided.** {asked[0].upper()}{asked[1:]}: {why} ({runs}).'

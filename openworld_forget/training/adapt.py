@@ -46,8 +46,8 @@ class Adaptation(Record):
     keep: int = Field(0, ge=0, le=4096)                         # lora: first directions of each weight that it may not touch
     least_rank: int = Field(0, ge=0, le=4096)                   # lora: rank at the noisiest timestep; 0: all, everywhere
     mode: str = 'append'                                        # reference: append, replace or adain
-    from_layer: float = Field(0., ge=0, lt=1)                   # reference: part of the layers, the first, that do not read it
-    from_step: float = Field(0., ge=0, lt=1)                    # reference: part of the noise levels, the noisiest, without it
+    from_layer: float = Field(0., ge=0, lt=1)                   # reference: part of the layers, the first, without it
+    from_step: float = Field(0., ge=0, lt=1)                    # reference: the same of the noise levels, the noisiest
 
     @field_validator('kind')
     @classmethod
@@ -295,8 +295,9 @@ def adapt(world: World, a: Adaptation, token: str='sks') -> tuple[World, dict[st
 
     What an adaptation cannot be of this world (targets that are not there, blocks that do not divide a layer, a V* of
     several tokens, a reference, which trains nothing) is a `ForgetError`."""
-    if a.kind in UNTRAINED: raise ForgetError(f'{a.kind} trains nothing. `referred` makes its world, and `customize` does.')
-    if reference_of(world): raise ForgetError(f'World {world.label!r} refers to images and is not trained. Start from its base.')
+    if a.kind in UNTRAINED: raise ForgetError(f'{a.kind} trains nothing. `customize` makes its world, or `referred`.')
+    if reference_of(world):
+        raise ForgetError(f'World {world.label!r} refers to images and is not trained. Start from its base.')
     w, params = ADAPTATIONS[choose(a.kind, ADAPTATIONS, 'adaptation')](world, a, token)
     return w.but(label=a.kind), params
 
@@ -304,7 +305,7 @@ def adapt(world: World, a: Adaptation, token: str='sks') -> tuple[World, dict[st
 PLACE = 'unet.reference.'       # where a file has what belongs to a reference
 
 def referred(base: World, a: Adaptation, tensors: dict[str, torch.Tensor]) -> tuple[World, dict[str, nn.Parameter]]:
-    "The world that refers to images (`FIELDS`, see *Reference attention*) as an adaptation says, and what a file holds of it."
+    "The world that refers to images, from tensors of `FIELDS`, as an adaptation says; and what a file holds of it."
     w = refer(base, tensors, a.mode, a.from_layer, a.from_step)
     return w.but(label=a.kind), {PLACE + k: getattr(reference_of(w), k) for k in FIELDS}
 

@@ -128,9 +128,10 @@ class Method(Record):
     @model_validator(mode='after')
     def _trains_something(self):
         idle = ('prior', 'correction', 'anchor', 'fisher', 'preference', 'scout', 'recipe')
-        if not self.trains and (said := [k for k in idle if getattr(self, k)]):
-            raise ValueError(f'{said[0]}: {self.adaptation.kind} trains nothing, and there is nothing to regularize; leave it out')
-        if not self.trains and self.strength > 1: raise ValueError(f'strength: of {self.adaptation.kind} it lies between 0 and 1')
+        if self.trains: return self
+        if said := [k for k in idle if getattr(self, k)]:
+            raise ValueError(f'{said[0]}: {self.family} trains nothing, and there is nothing to regularize; leave it out')
+        if self.strength > 1: raise ValueError(f'strength: of {self.family} it lies between 0 and 1')
         return self
 
     @field_validator('recipe')
@@ -263,8 +264,9 @@ def _trained(base, subject, m, seed, ckpt, key, cache, every, teacher) -> tuple[
     said = {'log': log} | ({'scout': history(scout)} if scout else {})
     return finished(w), params, said
 
-def _shown(base, subject, m, seed) -> tuple[World, dict, dict]:
-    "The same of a method that trains nothing."
+def _made(base, subject, m, seed, *how) -> tuple[World, dict, dict]:
+    "The same of any method, also of one that trains nothing."
+    if m.trains: return _trained(base, subject, m, seed, *how)
     return *referred(base, m.adaptation, reference_tensors(base, subject, seed)), {'log': []}
 
 # %% ../../nbs/training/03_methods.ipynb #c012d3
@@ -287,9 +289,7 @@ def customize(
         save_adapted(file, base, params, how.adaptation, subject.token, **about, strength=how.strength)
     if found := _whole(base, store, whole): w, params, said = found
     else:
-        teacher = teacher_of(base, m, origin)
-        made = _trained(base, subject, m, seed, ckpt, whole, cache, every, teacher) if m.trains else _shown(base, subject, m, seed)
-        w, params, said = made
+        w, params, said = _made(base, subject, m, seed, ckpt, whole, cache, every, teacher_of(base, m, origin))
         if store: save(store, full, whole)
     rewound(base, params, m.adaptation, subject.token, m.strength)
     if path:

@@ -38,7 +38,7 @@ def adain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return ((x.float() - m)/s*deviation + mean).to(x.dtype)
 
 # %% ../../nbs/training/00b_reference.ipynb #c007
-Seen = tuple[torch.Tensor|None, torch.Tensor, torch.Tensor]     # queries (adain), keys, values of a reference, (heads, m, d)
+Seen = tuple[torch.Tensor|None, torch.Tensor, torch.Tensor]     # a reference's queries (adain), keys, values (heads, m, d)
 
 def attended(q, k, v, seen: Seen, mode: str, s: float) -> torch.Tensor:
     "Equation (1): what queries (b, heads, n, d) find in keys and values of their own and in a reference's."
@@ -57,7 +57,7 @@ FIELDS = ('latents', 'noise', 'text', 'strength')       # what a file holds of a
 KEPT = 2**28                                            # bytes of what was seen at other timesteps than now's, at most
 
 class Reference(nn.Module):
-    "Images that self-attention reads beside its own, as tensors: latents and noise (R, c, h, w), text states (1, *text_shape)."
+    "Images that self-attention reads beside its own: latents and noise (R, c, h, w), text states (1, *text_shape)."
     def __init__(self, tensors: dict[str, torch.Tensor], world: World, mode: str, from_layer: float, from_step: float):
         super().__init__()
         for k in FIELDS: self.register_parameter(k, nn.Parameter(tensors[k].detach().clone(), requires_grad=False))
@@ -77,20 +77,22 @@ class Reference(nn.Module):
         return super()._apply(*args, **kw)
 
     def heeded(self, t: int) -> bool:
-        "Whether it counts at a timestep: `from_step` is the part of the noise levels, the noisiest, at which it does not."
-        return len(self.latents) > 0 and bool(self.strength > 0) and t < (1 - self.reads['from_step'])*len(self.alphas)
+        "Whether it counts at a timestep: `from_step` is the part of the noise levels, the noisiest, without it."
+        return bool(self.strength > 0) and t < (1 - self.reads['from_step'])*len(self.alphas)
 
 # %% ../../nbs/training/00b_reference.ipynb #c012
 class _Reading:
     "Stands in a self-attention layer of a denoiser and has it read a reference; `own` is what stood there."
-    def __init__(self, own, reference: Reference, layer: str): self.own, self.reference, self.layer = own, reference, layer
+    def __init__(self, own, reference: Reference, layer: str):
+        self.own, self.reference, self.layer = own, reference, layer
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kw):
         r = self.reference
         if r.looking is not None: r.looking[self.layer] = projected(attn, hidden_states)
         if r.looking is not None or not any(t is not None for _, t in r.groups):
             return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kw)
-        if attention_mask is not None: raise ForgetError('A reference cannot be read under an attention mask. Leave it out.')
+        if attention_mask is not None:
+            raise ForgetError('A reference cannot be read under an attention mask. Leave it out.')
         q, k, v = projected(attn, hidden_states)                                # (b, heads, n, d)
         out, s = torch.empty_like(q), float(r.strength)
         for rows, t in r.groups:
@@ -120,8 +122,9 @@ def look(self:Reference, unet: nn.Module, t: int) -> dict[str, Seen]:
         more = dict(added_cond_kwargs=told) if told else {}
         unet(z[i:j], torch.full((j - i,), t, device=z.device), states, **more)
         return self.looking
+    at_most = at_once(len(z), unet, 'denoise', z.shape[-1])
     try:
-        with _afresh(unet): parts = in_pieces(part, len(z), at_once(len(z), unet, 'denoise', z.shape[-1]), unet, 'denoise')
+        with _afresh(unet): parts = in_pieces(part, len(z), at_most, unet, 'denoise')
     finally: self.looking = None
     self.forwards += len(z)
     def joined(xs): return torch.cat(xs).transpose(0, 1).flatten(1, 2)          # (heads, R n, d)
@@ -149,10 +152,11 @@ def prepare(self:Reference, unet: nn.Module, args: tuple, kw: dict):
 # %% ../../nbs/training/00b_reference.ipynb #c017
 def self_attentions(unet: nn.Module) -> dict[str, Attention]:
     "The self-attention layers of a denoiser's transformer blocks by name, in the order in which an image passes them."
-    plain = lambda m: isinstance(m, Attention) and not m.is_cross_attention and m.group_norm is None and m.spatial_norm is None
-    found = {k: m for k, m in unet.named_modules() if k.endswith('.attn1') and plain(m)}
     order = ['down_blocks', 'mid_block', 'up_blocks']
-    return dict(sorted(found.items(), key=lambda km: order.index(km[0].split('.')[0]) if km[0].split('.')[0] in order else 1))
+    def place(name): return order.index(part) if (part := name.split('.')[0]) in order else len(order)
+    def plain(m): return isinstance(m, Attention) and not m.is_cross_attention and m.group_norm is m.spatial_norm is None
+    found = {k: m for k, m in unet.named_modules() if k.endswith('.attn1') and plain(m)}
+    return {k: found[k] for k in sorted(found, key=place)}                      # a stable order
 
 def reference_of(w: World) -> Reference|None:
     "The reference of a world, None of one that has none."
@@ -160,15 +164,16 @@ def reference_of(w: World) -> Reference|None:
 
 def _checked(world: World, tensors: dict[str, torch.Tensor]):
     "A `ForgetError` unless these are a reference for this world."
-    if odd := set(tensors) ^ set(FIELDS): raise ForgetError(f'A reference has {", ".join(FIELDS)}; missing or unexpected: {sorted(odd)[0]!r}.')
+    if odd := sorted(set(tensors) ^ set(FIELDS)):
+        raise ForgetError(f'A reference has {", ".join(FIELDS)}; missing or unexpected: {odd[0]!r}. Make it again.')
     check_finite(tensors, 'the reference')
-    R = len(tensors['latents'])
+    R, shape = len(tensors['latents']), world.latent_shape
     if not R: raise ForgetError('A reference needs one image or more.')
-    want = dict(latents=(R, *world.latent_shape), noise=(R, *world.latent_shape), text=(1, *world.text_shape), strength=(1,))
+    want = dict(latents=(R, *shape), noise=(R, *shape), text=(1, *world.text_shape), strength=(1,))
     for k, shape in want.items():
-        if tuple(tensors[k].shape) != shape:
-            raise ForgetError(f'The {k} of the reference has shape {list(tensors[k].shape)}; this world reads {list(shape)}. '
-                              'Make the reference of this base.')
+        if (has := tuple(tensors[k].shape)) == shape: continue
+        raise ForgetError(f'The {k} of the reference has shape {list(has)}; this world reads {list(shape)}. '
+                          'Make the reference of this base.')
     if not 0 <= (s := tensors['strength'].item()) <= 1:
         raise ForgetError(f'A reference of strength {s:g}: give 0 (not read) to 1.')
 
@@ -183,8 +188,10 @@ def refer(
     "The world with a reference that self-attention reads (equation 1); it stays as it is, and shares its weights."
     choose(mode, MODES, 'mode of a reference')
     for k, x in dict(from_layer=from_layer, from_step=from_step).items():
-        if not 0 <= x < 1: raise ForgetError(f'{k}: {x!r} is the part that is left out: give 0 or more, and less than 1.')
-    if reference_of(world): raise ForgetError(f'World {world.label!r} refers to images already. Start from its base, with all the images.')
+        if not 0 <= x < 1:
+            raise ForgetError(f'{k}: {x!r} is the part that is left out: give 0 or more, and less than 1.')
+    if reference_of(world):
+        raise ForgetError(f'World {world.label!r} refers to images already. Start from its base, with all the images.')
     _checked(world, tensors)
     unet = clone(world.unet, share=True)
     unet._compiled_call_impl = None                     # which layer reads what changes from call to call
@@ -208,7 +215,8 @@ def reference_tensors(world: World, subject: Subject, seed: int=0, strength: flo
 
 def turned(w: World, strength: float) -> World:
     "A world that refers, with a reference of another strength: 0 is the base."
-    if not (r := reference_of(w)): raise ForgetError(f'World {w.label!r} has no reference that could be turned up or down.')
+    if not (r := reference_of(w)):
+        raise ForgetError(f'World {w.label!r} has no reference that could be turned up or down. `refer` gives it one.')
     unet = clone(w.unet, share=True)
     held = {k: getattr(r, k) for k in FIELDS} | dict(strength=torch.tensor([float(strength)]))
     _checked(w, held)

@@ -263,7 +263,7 @@ class _Kept(_Reading):
         return self._key
 
     def _scales(self) -> dict:
-        "How much a LoRA counts and how a reference is read, by the name of its layer: they are no tensors of its network."
+        "How much a LoRA counts and how a reference is read, by the name of its layer: no tensors of its network."
         alone = ('text_encoder', 'unet')                            # their layers are told apart by name already
         modules = [km for part, net in self.networks.items() if part != 'vae'
                    for km in net.named_modules(prefix='' if part in alone else part)]
