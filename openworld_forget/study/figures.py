@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
-           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'stage_panel']
+           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'stage_panel',
+           'predictors_panel', 'forecast_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -254,4 +255,38 @@ def stage_panel(
         ax.errorbar(x, d.value, yerr=ends, fmt=f'{marks[i % len(marks)]}-', ms=4, lw=1.2, elinewidth=.8, color=colors[i], label=name)
     ax.axhline(table.floor.mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='subjects learned', ylabel=label, xticks=sorted(set(table.stage)))
+    return ax
+
+# %% ../../nbs/study/15_figures.ipynb #c037
+def predictors_panel(
+    table: pd.DataFrame,        # rows of `foresee.predictors_table`
+    method: str, ax=None,
+):
+    "Rank correlation of every predictor with its interval; nulls grey, what has seen a part of the answer open."
+    if ax is None: _, ax = plt.subplots(figsize=(5, 3.4))
+    d = table[table.method == method]
+    ceiling, d = d[d.predictor == '(ceiling)'], d[d.predictor != '(ceiling)']
+    for i, r in enumerate(d.itertuples()):
+        null = r.over != r.over                                  # a null has no lead over nulls
+        free = r.sees == 'nothing'
+        ax.errorbar(r.rho, i, xerr=np.nan_to_num([[r.rho - r.rho_low], [r.rho_high - r.rho]]), fmt='o', ms=6, lw=1.4,
+                    color=FLOOR if null else 'C0', mfc=None if free else 'white')
+    ax.axvline(0, color='black', lw=.8)
+    if len(ceiling): ax.axvline(ceiling.rho.iloc[0], color='black', ls='--', lw=1)
+    ax.set(yticks=range(len(d)), yticklabels=d.label, xlabel='rank correlation with what an image loses', title=method)
+    ax.invert_yaxis()
+    return ax
+
+def forecast_panel(
+    table: pd.DataFrame,        # rows of `foresee.checked`
+    title: str='', ax=None,
+):
+    "Every subject's drop beside the interval that the others forecast."
+    if ax is None: _, ax = plt.subplots(figsize=(5, 2.6))
+    at = range(len(table))
+    ax.hlines(at, table.low, table.high, color=FLOOR, lw=5, alpha=.5)
+    ax.plot(table.forecast, at, '|', color='black', ms=9)
+    ax.plot(table.value, at, 'o', color='C0', ms=6)
+    ax.set(yticks=at, yticklabels=table.subject, xlabel='accuracy lost (points)', title=title)
+    ax.invert_yaxis()
     return ax

@@ -276,9 +276,9 @@ def _check_methods(s: Study, spec: WorldSpec):
             raise ForgetError(
                 f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
     for n, m in ms.items():
-        if not m.trains and 'sequence' in s.steps:
-            raise ForgetError(
-                f'The method {n!r} trains nothing: a subject leaves nothing for the next. Leave it out of a sequence.')
+        if not m.trains and (odd := [x for x in s.steps if x in ('sequence', 'foresee')]):
+            raise ForgetError(f'The method {n!r} trains nothing, and the step {odd[0]} asks what a training leaves. '
+                              'Leave it out of the methods.')
         if m.trains and not Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe}).steps:
             raise ForgetError(
                 f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. '
@@ -298,7 +298,7 @@ def _check_checkpoints(s: Study):
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
 # reports that stand on their own -> the step whose results they read
-OF_STEPS = dict(methods='front', sequences='sequence', weightless='front')
+OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee', weightless='front')
 
 def _check_reports(s: Study):
     for r in s.reports: choose(r, study_reports(), 'report')

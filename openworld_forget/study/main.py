@@ -98,7 +98,9 @@ def run_study(a, startup: float=STARTUP) -> int:
     home, workers = Path(steps[0].params['home']), 1 if a.serial else a.workers
     if site(): engine_folder(home)
     if a.dry_run:
-        print('\n'.join([*(f'{"done" if x.done else "run "} {x.notebook}' for x in steps), bill(s, steps, a.rate)]))
+        expected = importlib.import_module(f'{PACKAGE}.study.foresee').forecasts_of(s)
+        lines = [*(f'{"done" if x.done else "run "} {x.notebook}' for x in steps), bill(s, steps, a.rate), expected]
+        print('\n'.join(filter(None, lines)))
         return 0
     clock = None
     if todo:

@@ -15,7 +15,7 @@ from ..batches import free_memory
 from ..core import content_key, outputs
 from ..metrics.classify import PUBLISHED, Protocol, Stages, shards
 from .files import made_by
-from .records import FULL, READS, Study, cell_seed, chain_folder, run_folder, shard_folder, splits_asked
+from .records import ALONE, FORESEEN, FULL, READS, Study, cell_seed, chain_folder, run_folder, shard_folder, splits_asked
 from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
@@ -36,12 +36,13 @@ def files_of(part: Study, name: str, of_benchmark=None) -> list[Path|str]:
     if name not in READS: return []
     spec, data = spec_of(part.world), provider(spec_of(part.world))
     folders = own_files(spec)
-    if name in ('appearance', 'fidelity', 'front', 'sequence'):
+    if name in ('appearance', 'fidelity', 'front', 'sequence', 'foresee'):
         folders += [local_path(f) for f in (spec.clip, spec.features.partition('@')[0]) if f]
-    if name in ('base', 'semantic', 'shard', 'front', 'sequence'):
+    if name in ('base', 'semantic', 'shard', 'front', 'sequence', 'foresee'):
         each = part.limits.per_class, part.limits.fresh if 'fresh' in READS[name] else 0
         if name == 'front': each += (cell_seed('images', part.concepts[0], part.seeds[0]),)
         if name == 'sequence': each += (cell_seed('images', '', part.seeds[0]),)
+        if name == 'foresee': each += (FORESEEN,)
         folders += [(of_benchmark or drawn(data))(b, *each) for b in data.benchmarks()[:part.limits.benchmarks]]
     files = list(data.files()) if hasattr(data, 'files') else []               # what else decides what the data are
     files += [f for c in part.concepts for f in files_of_subject(data, c)]
@@ -95,7 +96,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     runs = [base] if base else []
     def run_of(f, p):
         "The steps of one run."
-        if 'front' in study.steps: runs.append(add('front', f, **p))
+        for n in (x for x in ALONE if x in study.steps): runs.append(add(n, f, **p))
         if not full: return
         k = add('customize', f, **p)
         some = split_up(f, [k], **p) if 'semantic' in full else []
@@ -167,9 +168,11 @@ def forwards(study: Study, counts: dict|None=None, trains: bool=True) -> dict[st
     train = (fitted if trains else PASS*(b.stages[-1] + k)) + (2*more + 1/methods)*16*k
     fidelity = portraits*(more + 1/methods)
     front = train + (.5 + more)*classify + (b.prompts*b.per_prompt + 20*b.per_template)*k*(.3 + more)
+    asked = 6*sum(n for _, n in by_benchmark(study, counts).values())       # of every image six prompts, once
+    foresee = train + (8 + 8/methods + 5*4/max(1, len(study.seeds)))*asked
     chain, n = train + classify + b.prompts*b.per_prompt*k, len(study.concepts)
     return dict(
-        front=front, sequence=n*chain + n*(n + 1)/2*portraits,
+        front=front, foresee=foresee, sequence=n*chain + n*(n + 1)/2*portraits,
         base=2*(classify - apart) + 2*unrelated, customize=train, semantic=more*(classify - apart) + look,
         appearance=more*unrelated, fidelity=fidelity, shard=more*apart/max(len(parts), 1))
 
