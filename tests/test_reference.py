@@ -1,4 +1,8 @@
 """Reference attention: by hand, exact when off, the same in every batch, layout, type of numbers and through every way of using a world."""
+import itertools, re
+
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +11,9 @@ from openworld_forget.core import ForgetError, generator, load_tensors, save_ten
 from openworld_forget.metrics.classify import NoisePlan, errors
 from openworld_forget.study.fronts import null_of, nulls
 from openworld_forget.study.plan import forwards
-from openworld_forget.study.records import Study
+from openworld_forget.study.records import Study, run_folder
+from openworld_forget.study.results import template_code
+from openworld_forget.study.step_front import units_of
 from openworld_forget.training.adapt import Adaptation, adapt, load_own
 from openworld_forget.training.checkpoints import load_adapted
 from openworld_forget.training.memory import memory
@@ -201,4 +207,37 @@ def test_a_study_knows_what_it_costs_and_what_it_is_held_against():
 def test_a_sequence_of_what_leaves_nothing_is_refused(tmp_path):
     from openworld_forget.study.files import read_study
     (f := tmp_path/'s.yaml').write_text('name: s\nconcepts: [cat-noto, dog-fluent]\nmethods: [ref-append]\nsteps: [sequence]\nreports: [sequences]\n')
-    with pytest.raises(ForgetError, match="'ref-append' trains nothing"): read_study(f)
+    with pytest.raises(ForgetError, match="'ref-append' trains nothing, and the step sequence"): read_study(f)
+
+# ---------------------------------------------------------------- the report
+STUDY = Study(name='demo', concepts=['cat-noto', 'dog-fluent'], seeds=[0, 1, 2], steps=['front'], reports=['weightless'],
+              methods=['half', 'db-plain', 'ref-append', 'ref-50', 'off', 'ti'],
+              variants={'half': dict(of='db-plain', strength=.5), 'off': dict(of='ref-append', strength=0), 'ref-50': dict(of='ref-append', strength=.5)})
+
+def made(home, drop, ti=0):
+    "Runs of 100 images; the update loses 20 points, the reference `drop`, textual inversion `ti`."
+    how = {'half': (.6, 5), 'db-plain': (.8, 20), 'ref-append': (.7, drop), 'ref-50': (.55, drop/2), 'off': (.4, 0), 'ti': (.5, ti)}
+    for m, c, s in itertools.product(STUDY.methods, STUDY.concepts, STUDY.seeds):
+        like, lost = how[m]; lost = round(lost + (STUDY.concepts.index(c) + s - 1.5)*(lost > 0)); f = run_folder(home, c, m, s)
+        t = [units_of('right', range(100), [0]*lost + [1]*(100 - lost), 1., 1.), units_of('lpips', ['p'], lost/100, 0., .5),
+             units_of('colour', ['p'], lost/100, 0., .5), units_of('fidelity', ['p'], like + .01*s*(m != 'off'), .4), units_of('text', ['p'], .3, .3)]
+        f.mkdir(parents=True, exist_ok=True); pd.concat(t).to_csv(f/'units.csv', index=False)
+        pd.DataFrame(dict(value=[0.])).to_parquet(f/'front.parquet')
+    return home
+
+def report(home):
+    code, said = template_code('weightless'), dict(study=STUDY.model_dump_json(), home=str(home))
+    for k, v in said.items(): code = re.sub(rf"(?m)^{k} = .*$", lambda m, k=k, v=v: f'{k} = {v!r}', code)
+    exec(compile(code, 'weightless', 'exec'), {}); plt.close('all')
+    return (home/'weightless.txt').read_text()
+
+def test_the_report_answers_no_where_pictures_alone_lose_recognition(tmp_path, capsys):
+    said = report(made(tmp_path, 12)); t = pd.read_csv(tmp_path/'tables/weightless.csv').set_index('method')
+    assert said.startswith('**No.**') and 'of 2 methods that change no weight 2 learned the subject' in said and '`ref-append` (12.0' in said
+    assert '`off` is exactly the base in all of 612 units' in said and '`ti` is exactly the base' in said and (tmp_path/'figures/weightless.png').is_file()
+    assert t.trains.to_dict() == {m: m in ('half', 'db-plain', 'ti') for m in STUDY.methods} and t.excess['ref-append'] == 12 and t.images['off'] == 600
+    assert '`ref-append` against rewound `db-plain`' in said
+
+def test_the_report_answers_yes_where_they_lose_nothing_and_refuses_a_control_that_drifts(tmp_path, capsys):
+    assert report(made(tmp_path, 0)).startswith('**Yes, as far as this sees.**')
+    with pytest.raises(ForgetError, match='ti must be exactly the base'): report(made(tmp_path, 0, ti=3))
