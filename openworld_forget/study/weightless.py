@@ -86,7 +86,7 @@ def answered(study: Study, t: pd.DataFrame, gains: pd.DataFrame) -> tuple[str, s
     runs = f'n = {own.trainings.iloc[0]} runs of each'
     if len(both):
         worst = both.loc[both.excess.idxmax()]
-        return 'no', (f'**No.** Pictures are enough: {asked}, and {len(both)} of these recognize less while they are on, '
+        return 'no', (f'**No.** Pictures are enough: {asked}, and {len(both)} of these forgot while on, '
                       f'most of all `{worst.method}` ({_said(worst, "excess", 1)} points above the floor, {runs}).')
     plain = gains[gains.kind == 'drop'].groupby('method').null_drift.mean()
     less = [r.excess_high < HALF*plain.get(r.method, np.nan) for r in learned.itertuples()]
