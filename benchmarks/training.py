@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from openworld_forget.core import generator
 from openworld_forget.training.adapt import adapt
 from openworld_forget.worlds.generate import generate
-from openworld_forget.training.methods import METHODS, method, recipe_of, terms_of
+from openworld_forget.training.methods import METHODS, customize, method, recipe_of, terms_of
 from openworld_forget.training.regularize import Objective
 from openworld_forget.training.fit import fit
 from openworld_forget.worlds.world import World, provider
@@ -102,18 +102,34 @@ def table(world: str='mini', steps: int=16, rounds: int=3, images: int=32) -> pd
     w = load_world(world); return pd.DataFrame([compare(w, k, steps, rounds, images) for k in ('db', 'lora', 'cd')]).set_index('method')
 
 def costs(world: str='mini', steps: int=4, rounds: int=2, images: int=8, names=None) -> pd.DataFrame:
-    "Every method: how many numbers it trains, and a step of it in multiples of a plain step of DreamBooth; rounds go through all of them."
+    "Every method that trains: how many numbers, and a step of it in multiples of a plain step of DreamBooth; rounds go through all of them."
     w = load_world(world)
     data = provider(w.spec)
     subject = data.subject(data.subjects()[0], w.resolution, w.spec.token)
     took, sizes = {}, {}
-    names = list(dict.fromkeys(['db-plain', *(names or METHODS)]))
+    names = list(dict.fromkeys(['db-plain', *(names or [k for k, m in METHODS.items() if m.trains])]))
     for k in [k for _ in range(rounds) for k in names]:
         r, params, _, loss = setup(w, subject, k, images)
         sizes[k] = sum(p.numel() for p in params.values())
         took[k] = min(took.get(k, float('inf')), timed(trainer(params, loss, r), steps, w.device))
     of = lambda k: {'parameters': sizes[k], 'step (ms)': took[k]*1e3, 'of db-plain': took[k]/took['db-plain']}
     rows = [{'method': k, 'adaptation': method(k).family, **of(k)} for k in names]
+    return pd.DataFrame(rows).set_index('method')
+
+@torch.no_grad()
+def reading(world: str='mini', batch: int=64, rounds: int=3) -> pd.DataFrame:
+    "A method that trains nothing and looks at a subject's images: a forward in multiples of a plain one, after the pass over the images."
+    w = load_world(world)
+    data = provider(w.spec)
+    subject = data.subject(data.subjects()[0], w.resolution, w.spec.token)
+    worlds = {'base': w, **{k: customize(w, subject, m)[0] for k, m in METHODS.items() if not m.trains}}
+    g, took = generator(0, 'reading'), {}
+    z = torch.randn(batch, *w.latent_shape, generator=g).to(w.device, w.dtype)
+    t, c = torch.full((batch,), w.timesteps//2, device=w.device), w.encode_text(['a photo']).expand(batch, -1, -1)
+    for k in [k for _ in range(rounds) for k in worlds]:
+        def forward(n, a=worlds[k]): return [a.predict(z, t, c) for _ in range(n)]
+        took[k] = min(took.get(k, float('inf')), timed(forward, 4, w.device))
+    rows = [{'method': k, 'images': len(subject.images)*(k != 'base'), 'forward (ms)': took[k]*1e3, 'of a plain one': took[k]/took['base']} for k in worlds]
     return pd.DataFrame(rows).set_index('method')
 
 def main(argv=None):

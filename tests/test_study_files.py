@@ -336,7 +336,7 @@ def test_a_step_gets_what_its_key_holds_and_no_more(tmp_path):
             with pytest.raises(AttributeError): getattr(limits, k)
         if p.name != 'base': assert part.method(part.methods[0]) == s.method(p.params['method']) and len(part.seeds) == 1
     assert seen == set(READS) - {'shard', 'front', 'foresee', 'sequence'} and study_reports() == [
-        'architectures', 'correction', 'forecast', 'measures', 'methods', 'paper', 'rewound', 'sequences', 'summary', 'validation']
+        'architectures', 'correction', 'forecast', 'measures', 'methods', 'paper', 'rewound', 'sequences', 'summary', 'validation', 'weightless']
 
 def test_the_files_of_a_checkpoint_are_part_of_its_key_alone(tmp_path):
     import torch

@@ -276,7 +276,10 @@ def _check_methods(s: Study, spec: WorldSpec):
             raise ForgetError(
                 f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
     for n, m in ms.items():
-        if not Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe}).steps:
+        if not m.trains and (odd := [x for x in s.steps if x in ('sequence', 'foresee')]):
+            raise ForgetError(f'The method {n!r} trains nothing, and the step {odd[0]} asks what a training leaves. '
+                              'Leave it out of the methods.')
+        if m.trains and not Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe}).steps:
             raise ForgetError(
                 f'The method {n!r} trains for 0 steps: it is the base, which every study measures anyway. '
                 'Give 1 or more.')
@@ -295,7 +298,8 @@ def _check_checkpoints(s: Study):
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
 # reports that stand on their own -> the step whose results they read
-OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee', architectures='front')
+# reports that stand on their own -> the step whose results they read
+OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee', architectures='front', weightless='front')
 
 TWO = ['architectures']         # of these, those that set another study beside this one
 

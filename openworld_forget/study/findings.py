@@ -108,6 +108,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
 KINDS = {
     'db': 'DreamBooth', 'lora': 'DreamBooth with LoRA', 'cd': 'Custom Diffusion', 'oft': 'DreamBooth with OFT',
     'loha': 'DreamBooth with LoHa', 'lokr': 'DreamBooth with LoKr', 'svdiff': 'SVDiff', 'ti': 'textual inversion',
+    'reference': 'reference attention, no weight changed',
     'file': 'a file'}
 
 def about(rows: pd.DataFrame) -> dict[str, str]:

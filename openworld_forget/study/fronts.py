@@ -84,14 +84,14 @@ def families(study: Study, names: list[str]|None=None) -> dict[str, tuple[str, l
 def _kinds(study: Study, names: list[str]) -> list[str]: return [study.method(n).adaptation.kind for n in names]
 
 def nulls(study: Study, names: list[str]|None=None) -> dict[str, list[str]]:
-    """The families that others are held against: a plain update at several strengths, of an adaptation that other methods
-    of the study share. Family -> members, weakest first."""
+    """The families that others are held against: a plain update of weights at several strengths, of an adaptation that
+    other methods of the study share; all such families where none is shared. Family -> members, weakest first."""
     names = names or study.methods
-    plain = lambda m: not (m.prior or m.correction)
+    plain = lambda m: m.trains and not (m.prior or m.correction)
     own = {k: v for k, (field, v) in families(study, names).items()
            if field == 'strength' and len(v) > 1 and plain(study.method(v[0]))}
     shared = lambda v: any(k in _kinds(study, v) for k in _kinds(study, [n for n in names if n not in v]))
-    return {k: v for k, v in own.items() if shared(v)}
+    return {k: v for k, v in own.items() if shared(v)} or own
 
 def null_of(study: Study, name: str, known: dict[str, list[str]]) -> list[str]:
     "The nulls that a method is held against: that of its own kind of adaptation, else all; a null's member none."

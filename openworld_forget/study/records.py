@@ -254,7 +254,7 @@ def method(self:Study, name: str) -> Method:
     if self.budget == PART: return Method.make(**{**self.variants[name], 'name': name})
     of, fields = self.fields_of(name)
     m = built_in(of, **fields).but(name=name)
-    steps = {} if self.limits.steps is None else {'steps': self.limits.steps}
+    steps = {} if self.limits.steps is None or not m.trains else {'steps': self.limits.steps}
     return m.but(images=m.images if 'images' in fields else self.limits.images, recipe={**m.recipe, **steps})
 
 # %% ../../nbs/study/00_records.ipynb #c006stdyc5

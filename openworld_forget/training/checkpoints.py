@@ -21,6 +21,7 @@ from openworld_forget.training.deltas import (
     check_header, for_another, header, json_object, made_for, weight_changes,
 )
 from .pickles import PICKLES, as_safetensors, pickles_in, spoken_of
+from .reference import reference_of, turned
 from ..worlds.load import clone
 from ..worlds.pictures import say
 from ..worlds.world import World
@@ -729,6 +730,7 @@ def _is_lora(w) -> bool: return any('lora_B' in k for k, _ in w.unet.named_param
 
 def _blended(base, w, strength):
     "theta_0 + s (theta - theta_0) for every parameter of an adapted world, in place; its parts are copies."
+    if reference_of(w): return turned(w, strength*reference_of(w).strength.item())
     if not _is_lora(w): w = merged(base, w)
     with torch.no_grad():
         for part in ('unet', *base.encoders):

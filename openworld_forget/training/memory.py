@@ -19,6 +19,7 @@ from ..core import ForgetError, Record, choose, read_json
 from .adapt import adapt
 from .fit import Recipe
 from .methods import Method, method
+from .reference import KEPT
 from .regularize import STREAMS, WEIGHTS, grouped
 from ..worlds.load import default_device, hub_folder, local_path
 from ..worlds.world import Compute, World, WorldSpec, spec_of
@@ -174,8 +175,12 @@ def memory(
     recipe: Recipe|None=None,           # None: the world's for the method
     copies: bool=True,                  # of the other tasks: beside the base there is a second denoiser
 ) -> Memory|None:                       # None: its files are not here
-    "What a task needs, from configurations alone: nothing is loaded."
+    """What a task needs, from configurations alone: nothing is loaded. A method that trains nothing needs what generating
+    does, and what its reference keeps."""
     spec = world.spec if isinstance(world, World) else spec_of(world)
+    if isinstance(task, Method) and not task.trains:
+        need = memory(world, 'generate', images=images, copies=False)
+        return need and need.but(task=f'customize {task.name}', copies=KEPT)
     if isinstance(task, Method):
         nets = networks(world, torch.float32)
         r = recipe or Recipe.make(**{**spec.recipes.get(task.adaptation.kind, {}), **task.recipe})

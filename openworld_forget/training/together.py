@@ -13,6 +13,7 @@ from ..core import ForgetError, project_path
 from .adapt import RowEmbedding, freeze
 from .checkpoints import add_token, differences, load_adapted
 from .deltas import changed_weight
+from .reference import reference_of
 from ..worlds.load import clone
 from ..worlds.world import World
 
@@ -69,6 +70,8 @@ def load_together(
     total, words, rows = {}, {}, {}
     for path, s in files:
         w = load_adapted(base, path, strength=s)
+        if reference_of(w):
+            raise ForgetError(f'{path} is a reference: it has no weights that could be added to others. Use it alone.')
         for k, v in _new_words(base, w).items():
             if k in words: raise ForgetError(f'{path}: the word {k!r} is taught by another of the files, too.')
             words[k] = v

@@ -272,11 +272,12 @@ class _Kept(_Reading):
         return self._key
 
     def _scales(self) -> dict:
-        "How much a LoRA counts, by the name of its layer: it is no tensor of its network."
+        "How much a LoRA counts and how a reference is read, by the name of its layer: no tensors of its network."
         alone = ('text_encoder', 'unet')                            # their layers are told apart by name already
         modules = [km for part, net in self.networks.items() if part != 'vae'
                    for km in net.named_modules(prefix='' if part in alone else part)]
-        return {k: s for k, m in modules if isinstance(s := getattr(m, 'scaling', None), dict)}
+        told = ((k, getattr(m, 'scaling', getattr(m, 'reads', None))) for k, m in modules)
+        return {k: s for k, s in told if isinstance(s, dict)}
 
     def _told(self) -> dict:
         "What else a layout is told that decides what it computes."
