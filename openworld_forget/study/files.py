@@ -298,7 +298,6 @@ def _check_checkpoints(s: Study):
 
 # %% ../../nbs/study/02_files.ipynb #c006chk2b
 # reports that stand on their own -> the step whose results they read
-# reports that stand on their own -> the step whose results they read
 OF_STEPS = dict(methods='front', sequences='sequence', forecast='foresee', architectures='front', weightless='front')
 
 TWO = ['architectures']         # of these, those that set another study beside this one
