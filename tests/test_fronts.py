@@ -50,6 +50,11 @@ def test_a_better_method_is_called_better_and_by_how_much(tables):
     joined = np.interp(.8, [.75, 1.], [100*.75**2/2, 50.]); assert abs(r.gained - (joined - 50*.5*.64)) < 2 and r.low > 0 and r.cells == 6
     said = said_of_gains(gains, 'dc-10', 'db-plain'); assert '**better**' in said and 'n = 6 trainings' in said
 
+def test_what_is_worse_is_worse_by_so_much_and_not_by_less_than_nothing(tables):
+    _, gains, _, _ = tables; worse = gains.assign(beyond=False, gained=-3., low=-5., high=-1.)
+    said = said_of_gains(worse, 'dc-10', 'db-plain'); assert 'worse by 3.0 [1.0, 5.0]' in said and 'by -' not in said
+    assert 'not decided, gain 1.0 [-5.0, 1.0]' in said_of_gains(worse.assign(gained=1., high=1.), 'dc-10', 'db-plain')
+
 def test_beyond_the_null_a_method_can_be_better_and_never_worse(tables):
     "More faithful than the null ever is: with less drift it is better, with more there is nothing to compare."
     _, gains, _, areas = tables; more, less = (row(gains, method=m, kind='drop') for m in ('oft-plain', 'dc-over'))

@@ -245,8 +245,10 @@ def said_of_gains(t: pd.DataFrame, method: str, null: str) -> str:
     parts = []
     for r in d.itertuples():
         digits = digits_of(r.kind)
-        parts.append(f'{KINDS[r.kind]} {r.drift:.{digits}f} against {r.null_drift:.{digits}f}, {verdict(r.low, r.high, r.beyond)} by '
-                     f'{with_ends(r.gained, r.low, r.high, digits)}')
+        word = verdict(r.low, r.high, r.beyond)
+        gap = with_ends(-r.gained, -r.high, -r.low, digits) if word == 'worse' else with_ends(r.gained, r.low, r.high, digits)
+        parts.append(f'{KINDS[r.kind]} {r.drift:.{digits}f} against {r.null_drift:.{digits}f}, '
+                     f'{word}{" by" if word in ("better", "worse") else ", gain"} {gap}')
     words = [verdict(r.low, r.high, r.beyond) for r in d.itertuples()]
     whole = words[0] if len(set(words)) == 1 else 'mixed: ' + ', '.join(f'{w} in {k}' for k, w in zip(d.kind, words))
     where = ', more than the null ever has: against its most faithful member' if d.beyond.iloc[0] else ''
