@@ -30,3 +30,24 @@ def test_half_a_result_is_not_taken(tmp_path):
     import subprocess, sys
     r = subprocess.run([sys.executable, str(ROOT/'tools/results.py'), str(tmp_path), '--to', str(tmp_path/'out')], capture_output=True, text=True)
     assert r.returncode == 1 and 'make reproduce' in r.stderr and not (tmp_path/'out').exists()
+
+def test_the_runs_that_answers_are_made_of_are_whole_and_of_their_study():
+    from openworld_forget.study.files import read_study
+    said = json.loads((RESULTS/'manifest.json').read_text(encoding='utf-8'))['runs']
+    assert said and all(m['made'] and m['runs'] == len(pd.read_csv(RESULTS/f'{n}.csv')) for n, m in said.items())
+    for name, m in said.items():
+        s, t = read_study(m['study']), pd.read_csv(RESULTS/f'{name}.csv')
+        assert s.name == name and set(t.method) <= set(s.methods) and set(t.seed) == set(s.seeds) and t.notna().all().all()
+        if 'front' in s.steps: assert (t.groupby('method').size() == len(s.concepts)*len(s.seeds)).all()
+
+def test_runs_are_taken_of_whole_methods_alone_and_beside_what_was_taken(tmp_path):
+    import shutil, sys
+    from test_fronts import STUDY, made
+    sys.path.insert(0, str(ROOT/'tools'))
+    import results
+    to, home, file = tmp_path/'out', made(tmp_path/'home', skip=[('ti', 'cat-noto', 1)]), tmp_path/'demo.yaml'
+    shutil.copytree(RESULTS, to); file.write_text(STUDY.model_dump_json())
+    for f in home.rglob('units.csv'): (f.parent/'front.json').write_text(json.dumps(dict.fromkeys(('git', 'dirty', 'source', 'versions', 'python', 'device'))))
+    t = pd.read_csv(results.take_runs(str(file), home, to)); assert 'ti' not in set(t.method) and len(t) == 6*(len(STUDY.methods) - 1)
+    m = json.loads((to/'manifest.json').read_text()); assert m['study'] == 'reproduce' and m['runs']['demo']['runs'] == len(t) and set(m['sha256']) == {
+        p.name for p in to.iterdir()} - {'manifest.json'}

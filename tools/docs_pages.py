@@ -23,7 +23,7 @@ GROUPS = {      # what a reader wants -> its notebooks, or sections with noteboo
         'Audits': ['audit/*'],
         'The making of the mini world': ['mini/0[0-57]*'],
     },
-    'Results': ['reports/*', 'mini/06_card', 'weights'],
+    'Results': ['answers/*', 'reports/*', 'mini/06_card', 'weights'],
 }
 
 TEXTS = {'outputs.md': 'What lies in outputs/', 'weights.md': 'The model card itself'}
