@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from ..core import ForgetError
 from ..metrics.stats import ENOUGH, with_ends
 from ..metrics.uncertainty import Estimate, satterthwaite
-from .fronts import KINDS, Grid, cells, digits_of, gain, grid, left_out, null_of, nulls
+from .fronts import KINDS, Grid, cells, digits_of, gain, grid, mean_over, null_of, nulls
 from .records import READS, Study
 
 # %% ../../nbs/study/12f_architectures.ipynb #c006
@@ -91,7 +91,7 @@ def estimate(side: Side, f: Finding, kind: str) -> tuple[Estimate|None, bool]:
         return x.gained, x.beyond
     x = _row(g, f.method, kind)
     d = x - _row(g, f.method, f'{kind}_floor') if f.about == 'floor' else _row(g, f.against, kind) - x
-    return left_out(lambda W: float((W*d).sum()), g), False
+    return mean_over(g, d), False
 
 def holds(low: float, high: float, beyond: bool=False) -> str:
     """Of a finding in one world: holds, the reverse, not decided, or not comparable (more drift, and more likeness

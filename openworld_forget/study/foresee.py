@@ -14,7 +14,8 @@ import numpy as np, pandas as pd
 from scipy.stats import spearmanr, t as student
 from ..core import ForgetError, content_key, outputs, root
 from ..metrics.stats import mean_interval_of, with_ends
-from .records import Study, run_folder
+from .fronts import tables_of
+from .records import Study
 from .step_foresee import FILE, NULLS, PREDICTORS
 from ..training.fit import Recipe
 from ..training.methods import Method
@@ -24,14 +25,7 @@ from ..worlds.world import WorldSpec
 # %% ../../nbs/study/12d_foresee.ipynb #c006
 def images_of_study(study: Study, home: Path) -> pd.DataFrame:
     "A row per image and run that is done: the columns of the step, method, subject, seed, and `lost`."
-    found = []
-    for m in study.methods:
-        for c in study.concepts:
-            for s in study.seeds:
-                f = run_folder(home, c, m, s)/FILE
-                if f.is_file(): found.append(pd.read_csv(f).assign(method=m, subject=c, seed=s))
-    if not found: raise ForgetError(f'{home} holds no run of the step foresee. Run the study: steps: [foresee].')
-    t = pd.concat(found, ignore_index=True)
+    t = pd.concat([d.assign(**r) for r, d in tables_of(study, home, 'foresee', FILE)], ignore_index=True)
     return t.assign(lost=t.base - t.after, dropped=t.base_right - t.right)
 
 def by_seed(t: pd.DataFrame, column: str='lost') -> np.ndarray:

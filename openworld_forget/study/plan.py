@@ -157,7 +157,7 @@ def forwards(study: Study, counts: dict|None=None, trains: bool=True) -> dict[st
     b, spec, more = study.limits, spec_of(study.world), 1 if trains else READING
     k = 2*(b.sampling_steps or spec.sampling_steps)
     counts = counts_of(study) if counts is None else counts
-    classify, one, _ = classification(study, counts)
+    classify, one, images = classification(study, counts)
     parts = parts_of(study, counts)
     apart = sum(f for n, (f, _) in by_benchmark(study, counts).items() if n in {n for n, _, _ in parts})
     look = (1.5 + more)*b.suspects*b.fresh*one                      # adapted, base and floor; the base's are shared
@@ -169,7 +169,7 @@ def forwards(study: Study, counts: dict|None=None, trains: bool=True) -> dict[st
     train = (fitted if trains else PASS*(b.stages[-1] + k)) + (2*more + 1/methods)*16*k
     fidelity = portraits*(more + 1/methods)
     front = train + (.5 + more)*classify + (b.prompts*b.per_prompt + 20*b.per_template)*k*(.3 + more)
-    asked = 6*sum(n for _, n in by_benchmark(study, counts).values())       # of every image six prompts, once
+    asked = 6*images                                                # of every image six prompts, once
     foresee = train + (8 + 8/methods + 5*4/max(1, len(study.seeds)))*asked
     chain, n = train + classify + b.prompts*b.per_prompt*k, len(study.concepts)
     return dict(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import ForgetError
 from ..metrics.stats import with_ends
-from .fronts import Grid, left_out
+from .fronts import Grid, mean_over
 from .records import Study, run_folder
 
 # %% ../../nbs/study/12e_weightless.ipynb #c006
@@ -51,7 +51,7 @@ def learned_and_lost(study: Study, g: Grid) -> pd.DataFrame:
         r = dict(method=m, trains=study.method(m).trains, **means, floor=x['drop_floor'].mean())
         less = dict(learned=x['fidelity'] - x['fidelity_base'], excess=x['drop'] - x['drop_floor'])
         for name, d in less.items():
-            e = left_out(lambda W, d=d: float((W*d).sum()), g)
+            e = mean_over(g, d)
             r |= {name: e.value, f'{name}_low': e.interval()[0], f'{name}_high': e.interval()[1]}
         rows.append(r | dict(trainings=g.whole, images=int(x['images'].sum())))
     return pd.DataFrame(rows)
