@@ -1,7 +1,7 @@
 "The result that the README shows is the one that is checked in, and says what made it."
-import hashlib, json
+import hashlib, json, shutil
 
-import pandas as pd
+import pandas as pd, pytest
 
 from conftest import ROOT
 from openworld_forget.metrics.registry import LINES
@@ -31,23 +31,69 @@ def test_half_a_result_is_not_taken(tmp_path):
     r = subprocess.run([sys.executable, str(ROOT/'tools/results.py'), str(tmp_path), '--to', str(tmp_path/'out')], capture_output=True, text=True)
     assert r.returncode == 1 and 'make reproduce' in r.stderr and not (tmp_path/'out').exists()
 
-def test_the_runs_that_answers_are_made_of_are_whole_and_of_their_study():
+def test_the_runs_that_answers_are_made_of_are_those_of_their_study():
     from openworld_forget.study.files import read_study
     said = json.loads((RESULTS/'manifest.json').read_text(encoding='utf-8'))['runs']
     assert said and all(m['made'] and m['runs'] == len(pd.read_csv(RESULTS/f'{n}.csv')) for n, m in said.items())
     for name, m in said.items():
-        s, t = read_study(m['study']), pd.read_csv(RESULTS/f'{name}.csv')
-        assert s.name == name and set(t.method) <= set(s.methods) and set(t.seed) == set(s.seeds) and t.notna().all().all()
-        if 'front' in s.steps: assert (t.groupby('method').size() == len(s.concepts)*len(s.seeds)).all()
+        s, t = read_study(m['study']), pd.read_csv(RESULTS/f'{name}.csv').fillna({'subject': ''})
+        keys = results().KEYS[s.steps[0]]
+        assert s.name == name and set(t.method) <= set(s.methods) and set(t.seed) <= set(s.seeds) and t.notna().all().all() and not t.duplicated(keys).any()
+        assert set(t.subject) <= {'', *s.concepts}
 
-def test_runs_are_taken_of_whole_methods_alone_and_beside_what_was_taken(tmp_path):
-    import shutil, sys
-    from test_fronts import STUDY, made
+def results():
+    import sys
     sys.path.insert(0, str(ROOT/'tools'))
     import results
-    to, home, file = tmp_path/'out', made(tmp_path/'home', skip=[('ti', 'cat-noto', 1)]), tmp_path/'demo.yaml'
+    return results
+
+@pytest.fixture
+def taken(tmp_path):
+    "(the study file; a folder with the checked-in results; a function that makes runs by hand and takes them)"
+    from test_fronts import STUDY, made
+    to, file = tmp_path/'out', tmp_path/'demo.yaml'
     shutil.copytree(RESULTS, to); file.write_text(STUDY.model_dump_json())
-    for f in home.rglob('units.csv'): (f.parent/'front.json').write_text(json.dumps(dict.fromkeys(('git', 'dirty', 'source', 'versions', 'python', 'device'))))
-    t = pd.read_csv(results.take_runs(str(file), home, to)); assert 'ti' not in set(t.method) and len(t) == 6*(len(STUDY.methods) - 1)
-    m = json.loads((to/'manifest.json').read_text()); assert m['study'] == 'reproduce' and m['runs']['demo']['runs'] == len(t) and set(m['sha256']) == {
-        p.name for p in to.iterdir()} - {'manifest.json'}
+    def take(name, skip, change=lambda t: t):
+        home = made(tmp_path/name, skip=skip)
+        for f in home.rglob('units.csv'):
+            change(pd.read_csv(f)).to_csv(f, index=False)
+            (f.parent/'front.json').write_text(json.dumps(dict.fromkeys(('git', 'dirty', 'source', 'versions', 'python', 'device')) | dict(git=name)))
+        return pd.read_csv(results().take_runs(str(file), home, to)), json.loads((to/'manifest.json').read_text())
+    return STUDY, to, take
+
+CELLS = [(c, s) for c in ('cat-noto', 'dog-fluent') for s in (0, 1, 2)]
+
+def test_runs_of_two_machines_come_together_and_the_manifest_says_what_both_have(taken):
+    from openworld_forget.study.fronts import whole
+    study, to, take = taken
+    late = [m for m in study.methods if m not in ('db-plain', 'dc-1')]
+    one, m = take('one', [('dc-1', c, s) for c, s in CELLS] + [('ti', 'cat-noto', 1)])
+    assert len(one) == 6*len(study.methods) - 7 and m['study'] == 'reproduce' and m['runs']['demo']['runs'] == len(one) and not m['runs']['demo']['again']
+    assert set(m['sha256']) == {p.name for p in to.iterdir()} - {'manifest.json'}
+    assert set(whole(study, one).method) == set(study.methods) - {'dc-1', 'ti'}
+    two, m = take('two', [(n, c, s) for n in late for c, s in CELLS], lambda t: t.assign(value=t.value*(1 + 1e-5*(t.kind == 'lpips'))))
+    assert list(dict.fromkeys(two.method)) == study.methods and len(two) == 6*len(study.methods) - 1
+    pd.testing.assert_frame_equal(two[two.method != 'dc-1'].reset_index(drop=True), one)                    # what was there stays as it was
+    [again] = m['runs']['demo']['again']; assert again['rows'] == 6 and 0 < again['largest_difference']['lpips'] < 2e-5
+    assert {x['git'] for x in m['runs']['demo']['made']} == {'one', 'two'}
+
+@pytest.mark.parametrize('kind, by', [('lpips', 1.01), ('fidelity', .99), ('right', 0.)])
+def test_runs_of_other_code_are_not_added(taken, kind, by):
+    study, to, take = taken
+    take('one', [(m, c, s) for m in study.methods if m != 'db-plain' for c, s in CELLS])
+    before = {p.name: p.read_bytes() for p in to.iterdir()}
+    with pytest.raises(SystemExit, match='other code or another study'): take('two', [], lambda t: t.assign(value=t.value.where(t.kind != kind, t.value*by)))
+    assert {p.name: p.read_bytes() for p in to.iterdir()} == before
+
+def test_runs_without_one_that_is_there_are_not_added(taken):
+    study, to, take = taken
+    take('one', [(m, c, s) for m in study.methods if m != 'db-plain' for c, s in CELLS])
+    with pytest.raises(SystemExit, match='no run in common'): take('two', [('db-plain', c, s) for c, s in CELLS])
+
+def test_parts_of_chains_come_together():
+    r, keys = results(), results().KEYS['sequence']
+    t = pd.DataFrame([dict(method=m, seed=s, stage=k, subject=c, kind=n, value=v, floor=1.) for m in ('a', 'b') for s in (0, 1) for k in (1, 2)
+                      for c, n, v in (('', 'drop', 10.*k), ('cat-noto', 'fidelity', .5))])
+    assert r.differences(t, t.assign(value=t.value + 1*(t.kind == 'drop')), keys) == {'value (points)': 1., 'value': 0., 'floor (points)': 0., 'floor': 0.}
+    with pytest.raises(SystemExit, match='other code'): r.differences(t, t.assign(value=t.value + .01), keys)
+    assert r.differences(t[t.method == 'a'], t[t.method == 'b'], keys) == {}

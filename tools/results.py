@@ -1,7 +1,8 @@
 """Take results that pages of the site show from finished studies into nbs/results/, where they are checked in with a manifest of what made them.
 
 `make results` after `make reproduce`: the headline and one picture of the README; a test compares the README with them.
-`python tools/results.py --runs studies/methods.yaml` after that study: the means of its runs, from which nbs/answers/ draws its figures and sentences.
+`python tools/results.py --runs studies/methods.yaml` after that study, or a part of it: the means of its runs, added to those that are there, from
+which nbs/answers/ draws its figures and sentences.
 """
 import argparse, hashlib, json, sys
 from pathlib import Path
@@ -39,29 +40,66 @@ def take(home, to):
     (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
     return to
 
+KEYS = dict(front=['method', 'subject', 'seed'], sequence=['method', 'seed', 'stage', 'subject', 'kind'])
+NEAR, POINTS = 1e-3, 2.     # how far means of the same run may differ between two machines: a share of the larger; a drop: one test image of 64
+
 def runs_of(study, home):
-    "(a row per run with its means, of every method that has run on all subjects with all seeds; the step that made them)."
+    "(the means of every run that is done, a row each; the step that made them)."
     from openworld_forget.study.fronts import cells
     from openworld_forget.study.sequences import chains
-    if 'front' not in study.steps: return chains(study, home), 'sequence'
-    t, whole = cells(study, home), len(study.concepts)*len(study.seeds)
-    return t[t.groupby('method').method.transform('size') == whole], 'front'
+    return (cells(study, home), 'front') if 'front' in study.steps else (chains(study, home), 'sequence')
+
+def differences(old, new, keys):
+    "The largest difference of every column among the runs that two tables share: of drops in points, else as a share; empty: they share none."
+    both = old.merge(new, on=keys, suffixes=('', ' again'))
+    if both.empty: return {}
+    out = {}
+    for c in [c for c in old if c not in keys]:
+        gap = (both[c] - both[f'{c} again']).abs()
+        drop = both.kind == 'drop' if 'kind' in both else pd.Series(c.startswith('drop'), both.index)
+        share = gap/both[[c, f'{c} again']].abs().max(axis=1).clip(lower=NEAR)
+        bad = both[(drop & (gap > POINTS)) | (~drop & (share > NEAR))]
+        if len(bad):
+            r = bad.iloc[0]
+            sys.exit(f'{c} of {dict(r[keys])} is {r[f"{c} again"]:.6g} here and {r[c]:.6g} in the result that is checked in: other code or another study '
+                     'made it. Remove that result and its entry in the manifest, and take all of the runs anew.')
+        out |= {f'{c} (points)': gap[drop].max()} if drop.any() else {}
+        out |= {c: share[~drop].max()} if (~drop).any() else {}
+    return {k: float(f'{v:.3g}') for k, v in out.items()}
+
+def ordered(study, t, keys):
+    "Rows in the order of the study's methods and subjects."
+    at = {k: {n: i for i, n in enumerate(names)} for k, names in dict(method=study.methods, subject=['', *study.concepts]).items()}
+    return t.sort_values(keys, key=lambda x: x.map(at[x.name]) if x.name in at else x, kind='stable').reset_index(drop=True)
 
 def take_runs(file, home, to):
-    "Write the means of a study's runs to the folder `to`, and into its manifest who made them."
+    """Write the means of a study's runs to the folder `to`, and into its manifest who made them.
+
+    Runs of the same study that are there stay, those of other machines and days are added: a study of many hours is run in parts. At least one
+    run has to be in both, and to say the same."""
     from openworld_forget.study.files import read_study
     study, to = read_study(file), Path(to)
-    home = Path(home or ROOT/'outputs'/study.name)
+    home, path = Path(home or ROOT/'outputs'/study.name), to/f'{study.name}.csv'
     table, step = runs_of(study, home)
-    if table.empty: sys.exit(f'{home}: no method has run on all subjects with all seeds. Finish the study.')
-    table.round(6).to_csv(to/f'{study.name}.csv', index=False)
-    made = [json.loads(f.read_text(encoding='utf-8')) for f in sorted(home.rglob(f'{step}.json'))]
-    said = {json.dumps({k: m[k] for k in ('git', 'dirty', 'source', 'versions', 'python', 'device')}, sort_keys=True) for m in made}
+    table, keys = table.fillna({'subject': ''}).round(6), KEYS[step]
     manifest = json.loads((to/'manifest.json').read_text(encoding='utf-8'))
-    manifest.setdefault('runs', {})[study.name] = dict(study=file, runs=len(table), made=[json.loads(x) for x in sorted(said)])
-    manifest['sha256'][f'{study.name}.csv'] = sha(to/f'{study.name}.csv')
+    said = manifest.setdefault('runs', {}).setdefault(study.name, dict(made=[], again=[]))
+    if path.is_file():
+        old = pd.read_csv(path).fillna({'subject': ''})
+        gaps = differences(old, table, keys)
+        if not gaps: sys.exit(f'{path} and {home} have no run in common. Run one that is there again: it shows that both were made by the same code.')
+        both = old[keys].merge(table[keys], on=keys)
+        new = table.merge(both.assign(both=1), on=keys, how='left')
+        table = pd.concat([old, new[new.both.isna()].drop(columns='both')], ignore_index=True)
+        if new.both.isna().any(): said['again'] = [*said.get('again', []), dict(rows=len(both), largest_difference=gaps)]
+    ordered(study, table, keys).to_csv(path, index=False)
+    made = [json.loads(f.read_text(encoding='utf-8')) for f in sorted(home.rglob(f'{step}.json'))]
+    makers = {json.dumps({k: m[k] for k in ('git', 'dirty', 'source', 'versions', 'python', 'device')}, sort_keys=True) for m in made}
+    said['made'] = [json.loads(x) for x in sorted(makers | {json.dumps(m, sort_keys=True) for m in said['made']})]
+    said |= dict(study=file, runs=len(table))
+    manifest['sha256'][f'{study.name}.csv'] = sha(path)
     (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
-    return to/f'{study.name}.csv'
+    return path
 
 def main(argv=None):
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

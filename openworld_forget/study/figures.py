@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
-           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'stage_panel',
-           'predictors_panel', 'forecast_panel']
+           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'fronts_figure',
+           'gains_figure', 'stage_panel', 'predictors_panel', 'forecast_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from ..metrics.color import TERMS
 from ..metrics.registry import line, pick
 from ..metrics.semantic import confusion
 from ..show import CEILING, FLOOR, INK
+from .fronts import KINDS
 from .run import Answers
 
 # %% ../../nbs/study/15_figures.ipynb #c010
@@ -238,6 +239,38 @@ def fronts_panel(
     ax.axhline(members[f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='fidelity (cosine to the photos)', ylabel=label or kind)
     return ax
+
+# %% ../../nbs/study/15_figures.ipynb #c032fig
+def fronts_figure(
+    members: pd.DataFrame,      # `fronts.members_table`
+    gains: pd.DataFrame,        # `fronts.gains_table`
+    null: str,                  # a family that is a plain update at several strengths
+):
+    "Every kind of drift against fidelity: a null, and the methods that are held against it."
+    held = members.method.isin(gains[gains.null == null].method)
+    own = members[(members.family == null) | members.family.isin(members[held].family)]
+    fig, ax = plt.subplots(1, 3, figsize=(15, 4.2))
+    for a, (kind, label) in zip(ax, KINDS.items()): fronts_panel(own, kind, [null], label, a)
+    legend_beside(ax[2])
+    return fig
+
+
+# %% ../../nbs/study/15_figures.ipynb #c032gain
+def gains_figure(
+    gains: pd.DataFrame,        # `fronts.gains_table`
+    null: str,                  # the family that the methods are held against
+):
+    "What methods gain over the null at equal fidelity, in every kind of drift, with intervals."
+    d = gains[(gains.null == null) & gains.gained.notna()]
+    fig, ax = plt.subplots(1, 3, figsize=(13, .8 + .3*d.method.nunique()))
+    for a, (kind, label) in zip(ax, KINDS.items()):
+        one = d[d.kind == kind].rename(columns=dict(gained='value')).assign(floor=np.nan)
+        forest(one, y='method', xlabel=f'gained: {label}', title=f'against {null}' if a is ax[0] else '', ax=a)
+        a.get_legend().remove()
+        a.locator_params(axis='x', nbins=5)
+        if a is not ax[0]: a.set_yticklabels([])
+    return fig
+
 
 # %% ../../nbs/study/15_figures.ipynb #c034
 def stage_panel(
