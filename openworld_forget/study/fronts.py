@@ -69,7 +69,8 @@ def alike(study: Study, other: Study) -> dict[str, str]:
 def lent(study: Study, t: pd.DataFrame, other: Study, u: pd.DataFrame) -> pd.DataFrame:
     "The table `t` of the cells of a study, with those of another study's table `u` for the methods that have none."
     names = {n: o for n, o in alike(study, other).items() if n not in set(t.method)}
-    return whole(study, pd.concat([t, *(u[u.method == o].assign(method=n) for n, o in names.items())], ignore_index=True))
+    theirs = [u[u.method == o].assign(method=n) for n, o in names.items()]
+    return whole(study, pd.concat([t, *theirs], ignore_index=True))
 
 # %% ../../nbs/study/12b_fronts.ipynb #c008
 def _numbers(m: Method) -> dict[str, float]:
