@@ -373,3 +373,21 @@ def test_reports_read_the_tables_of_their_own_study_alone(tmp_path):
 
 def test_budgets_are_right_and_dump_to_what_they_were():
     for b in BUDGETS.values(): assert Budget.make(**yaml.safe_load(yaml.safe_dump(b.model_dump()))) == b
+
+def test_a_part_of_a_study_has_the_runs_of_the_whole_and_no_report(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
+    assert main(['studies/smoke.yaml', '--methods', 'db-dc', '--seeds', '0', '--dry-run']) == 0
+    said = [x.split()[1].removeprefix(f'{tmp_path}/') for x in capsys.readouterr().out.splitlines() if x.startswith('run ')]
+    assert said == ['smoke/base/base.ipynb', *(f'smoke/cat-noto/db-dc/seed-0/{n}.ipynb' for n in ('customize', 'semantic', 'appearance', 'fidelity'))]
+
+@pytest.mark.parametrize('options, says', [
+    (['--methods', 'db-cd'], "Unknown method of the study smoke 'db-cd'. Did you mean"), (['--seeds', '7'], "Unknown seed of the study smoke '7'. Known: 0"),
+    (['--subjects', 'cat'], "Unknown subject of the study smoke 'cat'. Did you mean 'cat-noto'")])
+def test_a_part_that_the_study_has_not_is_an_error(options, says, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
+    assert main(['studies/smoke.yaml', *options]) == 2 and says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('argv', [['--clear-cache', '--methods', 'db'], ['studies/smoke.yaml', '--methods', 'db,,db-dc'], ['studies/smoke.yaml', '--seeds', '']])
+def test_a_part_of_nothing_is_an_error(argv, capsys):
+    with pytest.raises(SystemExit) as e: main(argv)
+    assert e.value.code == 2 and ('a part of a study file' in (said := capsys.readouterr().err) or 'no list of names' in said)
