@@ -97,3 +97,11 @@ def test_parts_of_chains_come_together():
     assert r.differences(t, t.assign(value=t.value + 1*(t.kind == 'drop')), keys) == {'value (points)': 1., 'value': 0., 'floor (points)': 0., 'floor': 0.}
     with pytest.raises(SystemExit, match='other code'): r.differences(t, t.assign(value=t.value + .01), keys)
     assert r.differences(t[t.method == 'a'], t[t.method == 'b'], keys) == {}
+
+def test_a_table_is_taken_as_it_is(tmp_path):
+    to = tmp_path/'out'; shutil.copytree(RESULTS, to); (tmp_path/'costs.csv').write_text('method,step\ndb,1.23456789\n')
+    results().take_table(tmp_path/'costs.csv', to); m = json.loads((to/'manifest.json').read_text())
+    assert (to/'costs.csv').read_text() == 'method,step\ndb,1.234568\n'; assert m['study'] == 'reproduce'
+    assert set(m['tables']['costs.csv']) >= {'git', 'dirty', 'device'}
+    assert set(m['sha256']) == {p.name for p in to.iterdir()} - {'manifest.json'}
+    with pytest.raises(SystemExit, match='is not there'): results().take_table(tmp_path/'cost.csv', to)

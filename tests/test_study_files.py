@@ -387,7 +387,7 @@ def test_a_part_that_the_study_has_not_is_an_error(options, says, capsys, monkey
     monkeypatch.setenv('OWF_OUTPUTS', str(tmp_path))
     assert main(['studies/smoke.yaml', *options]) == 2 and says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('argv', [['--clear-cache', '--methods', 'db'], ['studies/smoke.yaml', '--methods', 'db,,db-dc'], ['studies/smoke.yaml', '--seeds', '']])
+@pytest.mark.parametrize('argv', [['--clear-cache', '--methods', 'db'], ['studies/smoke.yaml', '--methods', 'db,,db-dc'], ['studies/smoke.yaml', '--seeds=']])
 def test_a_part_of_nothing_is_an_error(argv, capsys):
     with pytest.raises(SystemExit) as e: main(argv)
     assert e.value.code == 2 and ('a part of a study file' in (said := capsys.readouterr().err) or 'no list of names' in said)

@@ -3,6 +3,7 @@
 `make results` after `make reproduce`: the headline and one picture of the README; a test compares the README with them.
 `python tools/results.py --runs studies/methods.yaml` after that study, or a part of it: the means of its runs, added to those that are there, from
 which nbs/answers/ draws its figures and sentences.
+`python tools/results.py --table outputs/benchmarks/costs.csv`: a table that such a page shows as it is.
 """
 import argparse, hashlib, json, sys
 from pathlib import Path
@@ -101,12 +102,25 @@ def take_runs(file, home, to):
     (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
     return path
 
+def take_table(file, to):
+    "Copy a finished table (`outputs/benchmarks/costs.csv`, say) to the folder `to`; the manifest says what was installed, and which source, when it was taken."
+    from openworld_forget.source import manifest as made
+    file, to = Path(file), Path(to)
+    if not file.is_file(): sys.exit(f'{file} is not there. Make it first: `make benchmark`, or the study whose table it is.')
+    pd.read_csv(file).round(6).to_csv(to/file.name, index=False)
+    manifest = json.loads((to/'manifest.json').read_text(encoding='utf-8'))
+    manifest.setdefault('tables', {})[file.name] = {k: v for k, v in made().items() if k in ('git', 'dirty', 'versions', 'python', 'device', 'time')}
+    manifest['sha256'][file.name] = sha(to/file.name)
+    (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+    return to/file.name
+
 def main(argv=None):
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('home', nargs='?', help='folder of the finished study; its own below outputs/ when left out')
     ap.add_argument('--runs', metavar='STUDY', help='take the means of the runs of this study instead')
+    ap.add_argument('--table', metavar='FILE', help='take this table as it is instead')
     ap.add_argument('--to', default=str(ROOT/'nbs/results'), help='where the result goes')
     a = ap.parse_args(argv)
-    print(take_runs(a.runs, a.home, a.to) if a.runs else take(a.home or ROOT/'outputs/reproduce', a.to))
+    print(take_table(a.table, a.to) if a.table else take_runs(a.runs, a.home, a.to) if a.runs else take(a.home or ROOT/'outputs/reproduce', a.to))
 
 if __name__ == '__main__': main()
