@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
            'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'fronts_figure',
-           'gains_figure', 'stage_panel', 'predictors_panel', 'forecast_panel']
+           'gains_figure', 'stage_panel', 'stages_figure', 'subjects_figure', 'predictors_panel', 'forecast_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -289,6 +289,43 @@ def stage_panel(
     ax.axhline(table.floor.mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='subjects learned', ylabel=label, xticks=sorted(set(table.stage)))
     return ax
+
+# %% ../../nbs/study/15_figures.ipynb #c034fig
+def _rows(study, methods) -> list[list[str]]:
+    "Methods by their kind of adaptation, a list each."
+    kinds = {}
+    for m in methods: kinds.setdefault(study.method(m).adaptation.kind, []).append(m)
+    return list(kinds.values())
+
+def stages_figure(
+    study,                      # `Study`
+    stages: pd.DataFrame,       # `sequences.stage_table`
+):
+    "Every kind of drift of the open world after each stage, a row per kind of adaptation."
+    rows = _rows(study, dict.fromkeys(stages.method))
+    fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False, sharey='col')
+    world = stages[stages.subject == '']
+    for row, names in zip(axes, rows):
+        for a, (kind, label) in zip(row, KINDS.items()):
+            stage_panel(world[world.method.isin(names) & (world.kind == kind)], label=label, ax=a)
+        legend_beside(row[2])
+    return fig
+
+def subjects_figure(
+    study,                      # `Study`
+    stages: pd.DataFrame,       # `sequences.stage_table`
+):
+    "Fidelity of every subject from its own stage on, a panel per method, a row per kind of adaptation."
+    rows = _rows(study, dict.fromkeys(stages.method))
+    wide = max(map(len, rows))
+    fig, axes = plt.subplots(len(rows), wide, figsize=(4.4*wide, 3.1*len(rows)), squeeze=False, sharey=True)
+    for row, names in zip(axes, rows):
+        for a in row[len(names):]: a.set_axis_off()
+        for a, m in zip(row, names):
+            stage_panel(stages[(stages.method == m) & (stages.kind == 'fidelity')], 'subject', 'fidelity', a)
+            a.set_title(m)
+    legend_beside(axes[0][len(rows[0]) - 1])
+    return fig
 
 # %% ../../nbs/study/15_figures.ipynb #c037
 def predictors_panel(
