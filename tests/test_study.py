@@ -149,9 +149,12 @@ def test_the_budget_report(tmp_path):
 def test_the_speed_report(tmp_path):
     "The benchmark's notebook runs; its ratios are no test's business."
     cmd = [sys.executable, '-m', 'papermill', 'nbs/reports/speed.ipynb', str(tmp_path/'speed.ipynb'), '-k', 'python3', '--cwd', str(ROOT),
-           '-p', 'steps', '1', '-p', 'rounds', '1', '-p', 'images', '4', '-r', 'out', str(tmp_path), '--no-progress-bar']
+           '-p', 'steps', '1', '-p', 'rounds', '1', '-p', 'images', '4', '-r', 'methods', 'lora-dc,svdiff-plain', '-r', 'out', str(tmp_path),
+           '--no-progress-bar']
     r = warm.run(cmd)
     assert r.returncode == 0, r.stderr[-3000:]
+    cost = pd.read_csv(tmp_path/'costs.csv').set_index('method'); assert list(cost.index) == ['db-plain', 'lora-dc', 'svdiff-plain']
+    assert (cost['of db-plain'] > 0).all() and cost.parameters['db-plain'] > cost.parameters['lora-dc'] > cost.parameters['svdiff-plain'] > 1000
     t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
     assert (
         set(t.index) == {'db', 'lora', 'cd'}
