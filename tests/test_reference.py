@@ -211,12 +211,13 @@ def test_a_sequence_of_what_leaves_nothing_is_refused(tmp_path):
 
 # ---------------------------------------------------------------- the report
 STUDY = Study(name='demo', concepts=['cat-noto', 'dog-fluent'], seeds=[0, 1, 2], steps=['front'], reports=['weightless'],
-              methods=['half', 'db-plain', 'ref-append', 'ref-50', 'off', 'ti'],
-              variants={'half': dict(of='db-plain', strength=.5), 'off': dict(of='ref-append', strength=0), 'ref-50': dict(of='ref-append', strength=.5)})
+              methods=['half', 'db-plain', 'ref-append', 'ref-50', 'ref-class', 'off', 'ti'],
+              variants={'half': dict(of='db-plain', strength=.5), 'off': dict(of='ref-append', strength=0), 'ref-50': dict(of='ref-append', strength=.5),
+                        'ref-class': dict(of='ref-append', adaptation=dict(pictures='class'))})
 
-def made(home, drop, ti=0):
+def made(home, drop, ti=0, control=3):
     "Runs of 100 images; the update loses 20 points, the reference `drop`, textual inversion `ti`."
-    how = {'half': (.6, 5), 'db-plain': (.8, 20), 'ref-append': (.7, drop), 'ref-50': (.55, drop/2), 'off': (.4, 0), 'ti': (.5, ti)}
+    how = {'half': (.6, 5), 'db-plain': (.8, 20), 'ref-append': (.7, drop), 'ref-50': (.55, drop/2), 'ref-class': (.42, control), 'off': (.4, 0), 'ti': (.5, ti)}
     for m, c, s in itertools.product(STUDY.methods, STUDY.concepts, STUDY.seeds):
         like, lost = how[m]; lost = round(lost + (STUDY.concepts.index(c) + s - 1.5)*(lost > 0)); f = run_folder(home, c, m, s)
         t = [units_of('right', range(100), [0]*lost + [1]*(100 - lost), 1., 1.), units_of('lpips', ['p'], lost/100, 0., .5),
@@ -234,10 +235,14 @@ def report(home):
 def test_the_report_answers_no_where_pictures_alone_lose_recognition(tmp_path, capsys):
     said = report(made(tmp_path, 12)); t = pd.read_csv(tmp_path/'tables/weightless.csv').set_index('method')
     assert said.startswith('**No.**') and 'of 2 methods that change no weight 2 learned the subject' in said
-    assert '2 of these forgot while on' in said and '`ref-append` (12.0' in said
+    assert '2 of these lose recognition while on, and 1 lose more than with as many pictures' in said and '`ref-append` (9.0' in said
+    assert '; more than its control, `ref-class` (9.0' in said and t.control['ref-append'] == 'ref-class' and t.control.isna()['ref-50']
     assert '`off` is exactly the base in all of 612 units' in said and '`ti` is exactly the base' in said and (tmp_path/'figures/weightless.png').is_file()
-    assert t.trains.to_dict() == {m: m in ('half', 'db-plain', 'ti') for m in STUDY.methods} and t.excess['ref-append'] == 12 and t.images['off'] == 600
+    assert t.trains.to_dict() == {m: m in ('half', 'db-plain', 'ti') for m in STUDY.methods} and t['drop']['ref-append'] == 12 and t.images['off'] == 600
     assert '`ref-append` against rewound `db-plain`' in said
+
+def test_what_any_picture_does_is_not_said_of_the_subject(tmp_path, capsys):
+    said = report(made(tmp_path, 12, control=12)); assert not said.startswith('**No') and 'not decided whether more than its control' in said
 
 def test_the_report_answers_yes_where_they_lose_nothing_and_refuses_a_control_that_drifts(tmp_path, capsys):
     assert report(made(tmp_path, 0)).startswith('**Yes, as far as this sees.**')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TIED', 'ALL', 'REACH', 'digits_of', 'cell_of', 'tables_of', 'cells', 'whole', 'alike', 'lent', 'families',
-           'nulls', 'null_of', 'Grid', 'grid', 'left_out', 'mean_over', 'mean_of', 'crossing', 'Gain', 'gain', 'area',
-           'area_of', 'gains_table', 'verdict', 'said_of_gains', 'members_table', 'areas_table', 'seen', 'scope',
-           'limits_said']
+           'nulls', 'null_of', 'Grid', 'grid', 'left_out', 'mean_over', 'mean_of', 'crossing', 'Gain', 'least_drifting',
+           'gain', 'area', 'area_of', 'gains_table', 'verdict', 'said_of_gains', 'members_table', 'areas_table', 'seen',
+           'scope', 'limits_said']
 
 # %% ../../nbs/study/12b_fronts.ipynb #c003
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ def alike(study: Study, other: Study) -> dict[str, str]:
             for n in study.methods if any(made(other, o) == made(study, n) for o in other.methods)}
 
 def lent(study: Study, t: pd.DataFrame, other: Study, u: pd.DataFrame) -> pd.DataFrame:
-    "The table `t` of the cells of a study, with those of another study's table `u` for the methods that have none."
+    "The table `t` of the cells of a study, with another study's cells `u` for the methods that are not whole in it."
+    t = whole(study, t)
     names = {n: o for n, o in alike(study, other).items() if n not in set(t.method)}
     theirs = [u[u.method == o].assign(method=n) for n, o in names.items()]
     return whole(study, pd.concat([t, *theirs], ignore_index=True))
@@ -201,23 +202,35 @@ class Gain:
     drift: float                # of the method
     null: float                 # of the rewound update there; NaN: the method is less faithful than the base
     at: float                   # where, counted in the null's members (0: the base)
-    beyond: bool                # the null is nowhere as faithful: held against its most faithful member
+    beyond: bool                # the null is nowhere as faithful: held against the least drifting of its most faithful
     gained: Estimate|None
 
+def least_drifting(g: Grid, null: list[str], kind: str) -> int:
+    "Of the members of a null whose fidelity is not decided to be below the largest, the one that drifts least."
+    fidelity, drift = (g.values[k][g.rows(null)] for k in ('fidelity', kind))                # [M, subjects, seeds]
+    top = fidelity.mean((1, 2)).argmax()
+    below = [mean_over(g, fidelity[top] - x).interval()[0] > 0 for x in fidelity]
+    known = np.isfinite(mean_over(g, fidelity[top] - fidelity[top - 1]).interval()[0])      # enough trainings to tell
+    near = [i for i, b in enumerate(below) if not b] if known else [top]
+    return min(near, key=lambda i: drift[i].mean())
+
 def gain(g: Grid, name: str, null: list[str], kind: str) -> Gain:
-    "Equation (1); where no member of the null, or no two neighbours, are as faithful, its most faithful or its nearest."
-    i = g.methods.index(name)
+    """Equation (1). A method beyond the null's fidelity is held against its `least_drifting` most faithful member; where
+    no two neighbours of the null have the method's fidelity between them, the nearest member counts."""
+    i, top = g.methods.index(name), 1 + least_drifting(g, null, kind)
     def point(W): return float((W*g.values['fidelity'][i]).sum()), float((W*g.values[kind][i]).sum())
     def gained(W):
         (f, d), (F, D) = point(W), _curve(g, null, kind, W)
         x = crossing(F, f)
-        if np.isnan(x): x = float(F.argmax() if f > F.max() else np.abs(F - f).argmin())
+        if beyond or np.isnan(x) and f > F.max(): x = float(top)
+        elif np.isnan(x): x = float(np.abs(F - f).argmin())
         return np.interp(x, range(len(D)), D) - d, x
     whole = np.full((len(g.subjects), g.seeds), 1/g.whole)
     (f, drift), (F, _) = point(whole), _curve(g, null, kind, whole)
+    beyond = bool(f > F.max())
     if f < F.min(): return Gain(kind, drift, np.nan, np.nan, False, None)
     value, x = gained(whole)
-    return Gain(kind, drift, value + drift, x, bool(f > F.max()), left_out(lambda W: gained(W)[0], g))
+    return Gain(kind, drift, value + drift, x, beyond, left_out(lambda W: gained(W)[0], g))
 
 # %% ../../nbs/study/12b_fronts.ipynb #c018
 REACH = .75         # of the plain update's gain in fidelity: how far fronts are compared
@@ -282,17 +295,22 @@ def said_of_gains(t: pd.DataFrame, method: str, null: str) -> str:
                      f'{word}{" by" if word in ("better", "worse") else ", gain"} {gap}')
     words = [verdict(r.low, r.high, r.beyond) for r in d.itertuples()]
     whole = words[0] if len(set(words)) == 1 else 'mixed: ' + ', '.join(f'{w} in {k}' for k, w in zip(d.kind, words))
-    where = ', more than the null ever has: against its most faithful member' if d.beyond.iloc[0] else ''
+    where = ', more than the null ever has: against the least drifting of its most faithful members' if d.beyond.iloc[0] else ''
     return f'`{method}` against rewound `{null}` at fidelity {d.fidelity.iloc[0]:.3f}{where}: **{whole}**. {"; ".join(parts)} (n = {r.cells} trainings).'
 
 # %% ../../nbs/study/12b_fronts.ipynb #c022
+def _at(study: Study, name: str, field: str) -> float:
+    "Where a member stands in its family; all there are: infinity, no family: NaN."
+    x = _numbers(study.method(name)).get(field, np.nan) if field else np.nan
+    return np.inf if field in ALL and x == ALL[field] else x
+
 def members_table(study: Study, g: Grid) -> pd.DataFrame:
     "A row per member of every family: fidelity, text and drifts, each with interval and floor."
     rows = []
     for family, (field, names) in families(study, g.methods).items():
         for n in names:
             i = g.methods.index(n)
-            r = dict(family=family, method=n, field=field, at=_numbers(study.method(n)).get(field, np.nan) if field else np.nan)
+            r = dict(family=family, method=n, field=field, at=_at(study, n, field))
             for k in ('fidelity', 'text', *KINDS):
                 e = mean_of(g, n, k)
                 r |= {k: e.value, f'{k}_low': e.interval()[0], f'{k}_high': e.interval()[1]}
@@ -328,13 +346,15 @@ def scope(study: Study, g: Grid, gains: pd.DataFrame) -> str:
     return (f'{subjects} ({", ".join(g.subjects)}) with {seeds} each, {images} test images for every method, world '
             f'`{study.spec.name}`. {sees}')
 
+def _value_said(field: str, value: float) -> str: return 'all' if field in ALL and value == ALL[field] else f'{value:g}'
+
 def limits_said(study: Study, g: Grid) -> list[str]:
     "A sentence per family with three members or more: from the first member to the last, drifts and fidelity."
     out = []
     for family, (field, names) in families(study, g.methods).items():
         if len(names) < 3: continue
         first, last = names[0], names[-1]
-        at = [_numbers(study.method(n)).get(field) for n in (first, last)]
+        at = [_value_said(field, _numbers(study.method(n)).get(field)) for n in (first, last)]
         parts = []
         for kind, label in dict(**KINDS, fidelity='fidelity').items():
             x = g.values[kind]
@@ -342,5 +362,5 @@ def limits_said(study: Study, g: Grid) -> list[str]:
             d, digits = mean_over(g, x[j] - x[i]), digits_of(kind)
             parts.append(f'{label} {float(x[i].mean()):.{digits}f} to {float(x[j].mean()):.{digits}f} '
                          f'({with_ends(d.value, *d.interval(), digits)})')
-        out.append(f'`{family}`, {field} from {at[0]:g} to {at[1]:g}: {"; ".join(parts)}.')
+        out.append(f'`{family}`, {field} from {at[0]} to {at[1]}: {"; ".join(parts)}.')
     return out

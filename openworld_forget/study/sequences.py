@@ -96,13 +96,17 @@ def growth_table(t: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/study/12c_sequences.ipynb #c015
 def against(study: Study) -> list[tuple[str, str]]:
-    "Pairs (method, the one it is held against): corrected and not, then teacher `base` and `previous`."
+    """Pairs (method, the one it is held against): corrected and not, then teacher `base` and `previous`, then images of
+    more than the class and of the class."""
     ms = {n: study.method(n) for n in study.methods}
     plain = [(a, b) for a in ms for b in ms if ms[a].corrects(ms[b])]
     alike = lambda m: m.but(name='x', teacher='base')
     teachers = [(a, b) for a in ms for b in ms
                 if (ms[a].teacher, ms[b].teacher) == ('base', 'previous') and alike(ms[a]) == alike(ms[b])]
-    return plain + teachers
+    same = lambda m: m.but(name='x', source='class', share=1.)
+    sources = [(a, b) for a in ms for b in ms
+               if ms[a].corrected and ms[a].source != 'class' == ms[b].source and same(ms[a]) == same(ms[b])]
+    return plain + teachers + sources
 
 def pair_table(study: Study, t: pd.DataFrame) -> pd.DataFrame:
     """A row per pair of `against` and kind: the growth of the first less that of the second, over the seeds that both
@@ -152,13 +156,14 @@ def said_of_pair(p: pd.DataFrame, a: str, b: str) -> str:
             f'(n = {gone.chains} chains).')
 
 # %% ../../nbs/study/12c_sequences.ipynb #c019
-def _answer(own, gained) -> str:
+def _answer(own, gained, digits: int=1) -> str:
     """Whether a correction keeps one drift from adding up: from its own growth, that less the uncorrected one's, and what
     there is at the end. A drift that begins low may grow more than one that is high from the start, and end lower."""
     if not np.isfinite(gained.low): return 'not decided'
     end = 'to less than' if gained.end_high < 0 else 'to more than' if gained.end_low > 0 else 'and whether to less is not decided than'
     if own.low > 0: return f'no, it adds up, {end} without it'
-    if gained.high < 0: return 'yes: it grows less than without it, and not above zero'
+    if own.high <= 0: return 'yes: it does not grow'
+    if gained.high < 0: return f'it grows less than without it, if at all, by at most {own.high:.{digits}f}'
     return 'not decided'
 
 def said_of_question(study: Study, g: pd.DataFrame, p: pd.DataFrame) -> list[str]:
@@ -169,9 +174,10 @@ def said_of_question(study: Study, g: pd.DataFrame, p: pd.DataFrame) -> list[str
         m = study.method(a)
         if d.empty or study.method(b).corrected: continue
         teacher = 'the original base' if m.teacher == 'base' else 'the previous model'
+        what = 'images of the class' if m.source == 'class' else 'images of the class and of other things'
         own = lambda k: next(g[(g.method == a) & (g.kind == k)].itertuples())
-        parts = [f'{KINDS[r.kind]}: **{_answer(own(r.kind), r)}**' for r in d.itertuples() if r.kind in KINDS]
-        out.append(f'Does correction against {teacher} keep drift from adding up (`{a}`)? {"; ".join(parts)}.')
+        parts = [f'{KINDS[r.kind]}: **{_answer(own(r.kind), r, digits_of(r.kind))}**' for r in d.itertuples() if r.kind in KINDS]
+        out.append(f'Does correction on {what} against {teacher} keep drift from adding up (`{a}`)? {"; ".join(parts)}.')
     return out
 
 def scope_of(study: Study, g: pd.DataFrame) -> str:

@@ -19,10 +19,10 @@ def subjects_of(run: Run) -> list[Subject]:
     size = run.world.resolution
     return own_tokens(run.spec, [subject_for(run.data, run.spec, c, size) for c in run.study.concepts])
 
-def stage_units(run: Run, world: World, number: int, learned: list[Subject]) -> pd.DataFrame:
-    "The units of a stage: the open world, and every subject learned so far."
-    parts = [open_world(run, world).assign(subject='')]
-    parts += [likeness(run, world, s).assign(subject=s.name) for s in learned]
+def stage_units(run: Run, world: World, number: int, subjects: list[Subject]) -> pd.DataFrame:
+    "The units of a stage: the open world (of the whole chain, so that stages compare), and every subject so far."
+    parts = [open_world(run, world, [s.class_word for s in subjects]).assign(subject='')]
+    parts += [likeness(run, world, s).assign(subject=s.name) for s in subjects[:number]]
     return pd.concat(parts, ignore_index=True).assign(stage=number)
 
 # %% ../../nbs/study/11c_step_sequence.ipynb #c006
@@ -40,7 +40,7 @@ def chained(run: Run) -> tuple[pd.DataFrame, list[torch.Tensor]]:
     subjects = subjects_of(run)
     units, pictures = [], [stage_pictures(run, run.world, subjects)]
     for x in customize_sequence(run.world, subjects, run.method, seed=run.seed, folder=run.folder, cache=run.cache):
-        units.append(stage_units(run, x.world, x.number, subjects[:x.number]))
+        units.append(stage_units(run, x.world, x.number, subjects))
         pictures.append(stage_pictures(run, x.world, subjects))
     return pd.concat(units, ignore_index=True), pictures
 

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import nn
 from torch.nn.utils import parametrize
 from ..core import ForgetError, Record, choose, load_tensors, save_tensors, write_text
-from .reference import FIELDS, MODES, refer, reference_of
+from .reference import FIELDS, MODES, PICTURES, refer, reference_of
 from ..worlds.load import clone
 from ..worlds.world import World
 
@@ -46,6 +46,7 @@ class Adaptation(Record):
     keep: int = Field(0, ge=0, le=4096)                         # lora: first directions of each weight that it may not touch
     least_rank: int = Field(0, ge=0, le=4096)                   # lora: rank at the noisiest timestep; 0: all, everywhere
     mode: str = 'append'                                        # reference: append, replace or adain
+    pictures: str = 'subject'                                   # reference: what it shows; class and grey are controls
     from_layer: float = Field(0., ge=0, lt=1)                   # reference: part of the layers, the first, without it
     from_step: float = Field(0., ge=0, lt=1)                    # reference: the same of the noise levels, the noisiest
 
@@ -69,10 +70,11 @@ class Adaptation(Record):
             raise ValueError(f'is larger than the rank ({info.data["rank"]}); give at most that')
         return v
 
-    @field_validator('mode', 'from_layer', 'from_step')
+    @field_validator('mode', 'pictures', 'from_layer', 'from_step')
     @classmethod
     def _of_a_reference(cls, v, info):
         if info.field_name == 'mode': choose(v, MODES, 'mode of a reference')
+        if info.field_name == 'pictures': choose(v, PICTURES, 'pictures of a reference')
         if v != cls.model_fields[info.field_name].default and info.data.get('kind', 'reference') != 'reference':
             raise ValueError(f'belongs to reference, and the adaptation is {info.data["kind"]}; leave it out')
         return v
@@ -81,7 +83,7 @@ class Adaptation(Record):
 _SIZED = ('rank', 'alpha', 'targets')
 COUNTS = dict(      # kind -> the fields of an adaptation that it looks at
     db=('text_encoder',), cd=(), lora=(*_SIZED, 'keep', 'least_rank'), oft=('rank', 'targets'),
-    loha=_SIZED, lokr=_SIZED, svdiff=(), ti=(), reference=('mode', 'from_layer', 'from_step'))
+    loha=_SIZED, lokr=_SIZED, svdiff=(), ti=(), reference=('mode', 'pictures', 'from_layer', 'from_step'))
 UNTRAINED = ['reference']       # kinds that change no parameter
 
 # %% ../../nbs/training/01_adapt.ipynb #c008b

@@ -267,7 +267,8 @@ def _trained(base, subject, m, seed, ckpt, key, cache, every, teacher) -> tuple[
 def _made(base, subject, m, seed, *how) -> tuple[World, dict, dict]:
     "The same of any method, also of one that trains nothing."
     if m.trains: return _trained(base, subject, m, seed, *how)
-    return *referred(base, m.adaptation, reference_tensors(base, subject, seed)), {'log': []}
+    shows = reference_tensors(base, subject, seed, pictures=m.adaptation.pictures)
+    return *referred(base, m.adaptation, shows), {'log': []}
 
 # %% ../../nbs/training/03_methods.ipynb #c012d3
 def customize(
