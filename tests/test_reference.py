@@ -212,12 +212,14 @@ def test_a_sequence_of_what_leaves_nothing_is_refused(tmp_path):
 # ---------------------------------------------------------------- the report
 STUDY = Study(name='demo', concepts=['cat-noto', 'dog-fluent'], seeds=[0, 1, 2], steps=['front'], reports=['weightless'],
               methods=['half', 'db-plain', 'ref-append', 'ref-50', 'ref-class', 'off', 'ti'],
-              variants={'half': dict(of='db-plain', strength=.5), 'off': dict(of='ref-append', strength=0), 'ref-50': dict(of='ref-append', strength=.5),
+              variants={'half': dict(of='db-plain', strength=.5), 'off': dict(of='ref-append', strength=0),
+                        'ref-50': dict(of='ref-append', strength=.5),
                         'ref-class': dict(of='ref-append', adaptation=dict(pictures='class'))})
 
 def made(home, drop, ti=0, control=3):
     "Runs of 100 images; the update loses 20 points, the reference `drop`, textual inversion `ti`."
-    how = {'half': (.6, 5), 'db-plain': (.8, 20), 'ref-append': (.7, drop), 'ref-50': (.55, drop/2), 'ref-class': (.42, control), 'off': (.4, 0), 'ti': (.5, ti)}
+    how = {'half': (.6, 5), 'db-plain': (.8, 20), 'ref-append': (.7, drop), 'ref-50': (.55, drop/2),
+           'ref-class': (.42, control), 'off': (.4, 0), 'ti': (.5, ti)}
     for m, c, s in itertools.product(STUDY.methods, STUDY.concepts, STUDY.seeds):
         like, lost = how[m]; lost = round(lost + (STUDY.concepts.index(c) + s - 1.5)*(lost > 0)); f = run_folder(home, c, m, s)
         t = [units_of('right', range(100), [0]*lost + [1]*(100 - lost), 1., 1.), units_of('lpips', ['p'], lost/100, 0., .5),

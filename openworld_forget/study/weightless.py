@@ -108,11 +108,12 @@ def answered(study: Study, g: Grid, gains: pd.DataFrame) -> tuple[str, str]:
         return 'no', (f'**No.** Pictures are enough: {asked}, {len(lose)} of these lose recognition while on, and {len(beyond)} '
                       f'lose more than with as many pictures that the base drew of the class, most of all `{worst.method}` '
                       f'({_said(worst, "beyond", 1)} of {_said(worst, "drop", 1)} points, {runs}).')
-    if len(lose) and (lose.control != '').all():
-        worst = lose.loc[lose['drop'].idxmax()]
+    judged = lose[lose.control != '']
+    if len(judged):
+        worst = judged.loc[judged['drop'].idxmax()]
         return 'as any picture would', (
-            f'**As any picture would.** {asked[0].upper()}{asked[1:]}, and {len(lose)} of these lose recognition while on, most '
-            f'of all `{worst.method}` ({_said(worst, "drop", 1)} points), but none is seen to lose more than with as many '
+            f'**As any picture would.** {asked[0].upper()}{asked[1:]}, and {len(lose)} of these lose recognition while on '
+            f'(`{worst.method}` {_said(worst, "drop", 1)} points), but none is seen to lose more than with as many '
             f'pictures that the base drew of the class ({runs}).')
     plain = gains[gains.kind == 'drop'].groupby('method').null_drift.mean()
     less = [r.drop_high < HALF*plain.get(r.method, np.nan) for r in learned.itertuples()]
