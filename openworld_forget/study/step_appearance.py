@@ -17,6 +17,7 @@ from ..metrics.texture import band_energy, texture_table
 from ..metrics.uncertainty import average, jackknife, leave_out
 from ..metrics.variety import lpips_distances, lpips_table, variety_table
 from .run import Run
+from ..worlds.captions import unrelated_to
 
 # %% ../../nbs/study/10_step_appearance.ipynb #c005
 @dataclass
@@ -27,6 +28,11 @@ class Pictures:
     adapted: torch.Tensor         # from the same noise
     floor: torch.Tensor           # the base's from other seeds
 
+    def without(self, *class_words: str) -> 'Pictures':
+        "Those of prompts that name none of these classes."
+        keep = unrelated_to(self.prompts, class_words)
+        return Pictures([self.prompts[i] for i in keep], *(x[keep] for x in (self.base, self.adapted, self.floor)))
+
     def by_prompt(self, f) -> dict[str, dict]:
         "`f(images)` [n, ...] of the three kinds by prompt: {'base': {prompt: [k, ...]}, 'adapted': ..., 'floor': ...}."
         at = {p: [i for i, q in enumerate(self.prompts) if q == p] for p in dict.fromkeys(self.prompts)}
@@ -35,7 +41,8 @@ class Pictures:
 
 # %% ../../nbs/study/10_step_appearance.ipynb #c006
 def pictures(run: Run) -> tuple[dict[str, Pictures], list[str]]:
-    "The images of every set of prompts; the run's are written to its folder. (set -> pictures, files)"
+    """The images of every set of prompts; the run's are written to its folder. (set -> pictures, files) What names the
+    class of a run's subject is not unrelated, and left out."""
     out, files = {}, []
     for name in run.prompt_sets:
         f = f'images-{name}.safetensors'
@@ -44,6 +51,7 @@ def pictures(run: Run) -> tuple[dict[str, Pictures], list[str]]:
         save_tensors(run.folder/f, {'images': after})
         files.append(f)
         out[name] = Pictures(run.asked(name)[0], before['images'], after, before['floor'])
+    if run.concept and 'unrelated' in out: out['unrelated'] = out['unrelated'].without(run.subject.class_word)
     return out, files
 
 # %% ../../nbs/study/10_step_appearance.ipynb #c008

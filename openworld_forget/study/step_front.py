@@ -7,7 +7,6 @@ __all__ = ['COLUMNS', 'ROWS', 'units_of', 'right', 'recognition', 'drawn', 'look
            'fronted', 'front_rows']
 
 # %% ../../nbs/study/11b_step_front.ipynb #c003
-import re
 import numpy as np, pandas as pd, torch
 from ..core import cached, content_key
 from ..metrics.classify import classify
@@ -20,6 +19,7 @@ from ..source import PACKAGE, source_key
 from .records import cell_seed
 from .run import Run
 from ..training.methods import customize
+from ..worlds.captions import unrelated_to
 from ..worlds.data import Benchmark, Subject, templates_for
 from ..worlds.world import World
 
@@ -92,8 +92,7 @@ def likeness(run: Run, world: World, s: Subject) -> pd.DataFrame:
 # %% ../../nbs/study/11b_step_front.ipynb #c012
 def unrelated(units: pd.DataFrame, words: list[str]) -> pd.DataFrame:
     "Units without those of prompts that name one of these classes, which are the subjects' own."
-    named = re.compile('|'.join(rf'\b{re.escape(w)}\b' for w in words), re.IGNORECASE)
-    return units[~units.unit.str.contains(named)].reset_index(drop=True)
+    return units.iloc[unrelated_to(list(units.unit), words)].reset_index(drop=True)
 
 def open_world(run: Run, world: World, words: list[str]) -> pd.DataFrame:
     """The units of a world that have nothing to do with its subjects, whose classes are `words`. Benchmarks stay whole:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'HELD', 'HELD_4', 'HELD_9', 'UNRELATED', 'GENERIC', 'NEIGHBOURS', 'PEOPLE', 'SMALL', 'GROUPS', 'COLORS',
-           'NEUTRAL', 'dealt', 'category_of', 'neighbours', 'leave_out', 'draw', 'color_captions']
+           'NEUTRAL', 'dealt', 'category_of', 'neighbours', 'leave_out', 'names_class', 'unrelated_to', 'draw',
+           'color_captions']
 
 # %% ../../nbs/worlds/03c_captions.ipynb #c003
 import re
@@ -264,6 +265,19 @@ def leave_out(captions: list[str], *class_words: str) -> list[str]:
     "The captions that say nothing of these classes, nor of a neighbour."
     near = set().union(*map(neighbours, class_words))
     return [c for c in captions if not _stems(c) & near]
+
+# %% ../../nbs/worlds/03c_captions.ipynb #c019n
+def names_class(text: str, *class_words: str) -> bool:
+    "Whether a text names one of these classes, in its very words."
+    return any(re.search(rf'\b{re.escape(w)}\b', text, re.IGNORECASE) for w in class_words)
+
+def unrelated_to(prompts: list[str], class_words: list[str]) -> list[int]:
+    "Which prompts name none of these classes; if all do, a `ForgetError`."
+    keep = [i for i, p in enumerate(prompts) if not names_class(p, *class_words)]
+    if keep or not prompts: return keep
+    raise ForgetError(f'All {len(prompts)} prompts that should be unrelated name a class of the subjects '
+                      f'({", ".join(class_words)}). Raise `prompts` of the budget.')
+
 
 # %% ../../nbs/worlds/03c_captions.ipynb #c025
 def draw(n: int, seed: int=0, without: tuple[str, ...]|list[str]=()) -> list[str]:
