@@ -373,7 +373,7 @@ def said_of_predictors(table: pd.DataFrame, method: str, outcome: str='lost') ->
                'Nothing is shown to be better than the null. ')
             + (f'Shown to be worse: {listed(worse)}.' if worse else ''))
 
-WAYS = dict(classes='by class left out', kinds='faces from objects, and the reverse')
+WAYS = dict(classes='by class left out', kinds='faces from objects, and the reverse, two forecasts in all')
 
 def said_of_totals(t: pd.DataFrame, totals: pd.DataFrame, method: str) -> str:
     "How many points one run loses, and how well that is forecast by subjects of other classes, against two nulls."
