@@ -333,7 +333,7 @@ def predictors_panel(
     method: str, ax=None,
     outcome: str='lost',        # or 'flipped'
 ):
-    "Every predictor of an outcome with its interval; nulls grey, what has seen a part of the answer open, the ceiling dashed."
+    "Every predictor of an outcome with its interval; nulls grey, what has seen a part of the answer open, ceiling dashed."
     if ax is None: _, ax = plt.subplots(figsize=(5, 3.4))
     d = table[(table.method == method) & (table.outcome == outcome)]
     ceiling, d = d[d.predictor == '(ceiling)'], d[d.predictor != '(ceiling)']

@@ -33,7 +33,8 @@ def with_outcomes(t: pd.DataFrame) -> pd.DataFrame:
 
 def images_of_study(study: Study, home: Path) -> pd.DataFrame:
     "A row per image and run that is done: the columns of the step, method, subject, seed, and `with_outcomes`."
-    return with_outcomes(pd.concat([d.assign(**r) for r, d in tables_of(study, home, 'foresee', FILE)], ignore_index=True))
+    runs = [d.assign(**r) for r, d in tables_of(study, home, 'foresee', FILE)]
+    return with_outcomes(pd.concat(runs, ignore_index=True))
 
 def by_seed(t: pd.DataFrame, column: str='lost') -> np.ndarray:
     "A column of one method and subject as [seeds, images]."
@@ -62,7 +63,7 @@ def above(x) -> np.ndarray:
     return (np.sign(np.subtract.outer(*2*(np.asarray(x, float),))) + 1)/2
 
 def rank_correlation(a, b, W=None) -> np.ndarray:
-    "Spearman's rho of two vectors [N] under each row of W (`kept_by`; None: all count), [rows]; NaN where one is constant."
+    "Spearman's rho of two vectors [N] under each row of W (`kept_by`; None: all count), [rows]; NaN of a constant one."
     W = np.ones((1, len(a))) if W is None else W
     x, y = (W*(W @ above(v).T - W.sum(1, keepdims=True)/2) for v in (a, b))                 # (rows, N), centred ranks
     with np.errstate(invalid='ignore'): return (x*y).sum(1)/((x*x).sum(1)*(y*y).sum(1))**.5
@@ -95,7 +96,7 @@ class Value(NamedTuple):
 
 # %% ../../nbs/study/12d_foresee.ipynb #c009b
 def over_both(v: np.ndarray, words) -> Value:
-    """The mean over classes of subjects (`words` [K]) of v [1 + C, K], as `kept_by` has its rows, with the variance (2);
+    """The mean over classes of subjects (`words` [K]) of v [1 + C, K], with rows as of `kept_by`, and its variance (2);
     without an interval where there are fewer than five classes of either. A subject with a NaN does not count."""
     fine, words = np.isfinite(v).all(0), np.asarray(words)
     names = np.unique(words[fine])
@@ -116,7 +117,7 @@ def agreement(x: np.ndarray, W=None) -> np.ndarray:
     return np.mean([rank_correlation(x[i], x[j], W) for i in range(S) for j in range(i)], 0)
 
 def ceiling(r, seeds: int):
-    "The largest rho with a mean over so many seeds, two of which agree to r: equation (1), once; 0 where they do not agree."
+    "The largest rho with a mean over so many seeds, two of which agree to r: equation (1); 0 where they do not."
     r = np.maximum(r, 0)
     return (seeds*r/(1 + (seeds - 1)*r))**.5
 
@@ -140,17 +141,17 @@ def completed(others: np.ndarray, seen: np.ndarray, rank: int=RANK) -> np.ndarra
 # %% ../../nbs/study/12d_foresee.ipynb #c011a
 BEST = '(null)'         # the null that other subjects say is best
 
-NAMES = dict(margin='the lead of the base', text='likeness in words', image='likeness in pictures', gradient='gradient alignment',
-             adam="Adam's direction", kernel='the kernel form', short='a run of one twentieth',
+NAMES = dict(margin='the lead of the base', text='likeness in words', image='likeness in pictures',
+             gradient='gradient alignment', adam="Adam's direction", kernel='the kernel form', short='a run of one twentieth',
              elsewhere='other subjects on other images', others='other subjects on the same images',
              completed='other subjects\' patterns with a twentieth') | {BEST: 'the best null, as others say'}
 
 SEES = dict.fromkeys([*NULLS, BEST, *PREDICTORS], 'nothing') | dict(     # predictor -> what it has seen of the answer
-    short='a twentieth of the training', elsewhere='other subjects, other images', others='other subjects, the same images',
-    completed='other subjects, the same images, and a twentieth')
+    short='a twentieth of the training', elsewhere='other subjects, other images',
+    others='other subjects, the same images', completed='other subjects, the same images, and a twentieth')
 
 def predictions(t: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    "Predictor -> what it says of one method's images, subjects x images; what others say leaves the subject's class out."
+    "Predictor -> what it says of one method's images, subjects x images; what others say leaves the class out."
     lost, words, images = of_subjects(t), words_of(t), images_of(t)
     out = {p: of_subjects(t, p).loc[lost.index, lost.columns] for p in PREDICTORS}
     groups, half = images.benchmark.to_numpy(), halves(images)
@@ -165,7 +166,7 @@ def predictions(t: pd.DataFrame) -> dict[str, pd.DataFrame]:
 OUTCOMES = dict(lost=0., flipped=.5)        # outcome -> what says nothing
 
 def by_predictor(t: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    "Of one method, outcome -> predictor -> [1 + C, K]: per subject, on all images and with each class of them left out."
+    "Of one method, outcome -> predictor -> [1 + C, K]: of every subject, on all images and without each class."
     said, lost, base, after = predictions(t), *(of_subjects(t, k) for k in ('lost', 'base', 'after'))
     images = images_of(t)
     W = kept_by(images.benchmark + '/' + images['class'])
@@ -210,12 +211,12 @@ def of_ceiling(t: pd.DataFrame) -> dict:
     W = kept_by(images.benchmark + '/' + images['class'])
     e = over_both(np.stack([agreement(by_seed(t[t.subject == c]), W) for c in words.index], 1), words)
     value, low, high = (float(ceiling(r, seeds)) for r in (e.value, *e.ends()))
-    return dict(outcome='lost', predictor='(ceiling)', label='(ceiling)', sees='the answer, with its noise', value=value,
-                low=low, high=high)
+    return dict(outcome='lost', predictor='(ceiling)', label='(ceiling)', sees='the answer, with its noise',
+                value=value, low=low, high=high)
 
 def predictors_table(t: pd.DataFrame) -> pd.DataFrame:
-    """A row per method, outcome and predictor, ceiling and nulls first: its value with the interval of (2), its lead over
-    the best null, and Holm's p value of that."""
+    """A row per method, outcome and predictor, ceiling and nulls first: its value with the interval of (2), its lead
+    over the best null, and Holm's p value of that."""
     out = []
     for m, d in t.groupby('method', sort=False):
         words = words_of(d)
@@ -241,7 +242,8 @@ def one_run(y: np.ndarray, words, images: np.ndarray, groups) -> Value:
     w2 = np.nansum((y - a[:, None])**2)/max((S - 1).sum(), 1)
     off, df = images - (np.bincount(groups, images)/np.bincount(groups))[groups], max(C - groups.max() - 1, 1)
     V = [s2*(1 + 1/G), w2*(1 - np.mean(1/S)), 2*(off**2).sum()/df/C]                        # eq. 3
-    return Value(float(np.mean([a[words == n].mean() for n in names])), float(sum(V)), satterthwaite(V, [G - 1, (S - 1).sum(), df]))
+    mean = np.mean([a[words == n].mean() for n in names])
+    return Value(float(mean), float(sum(V)), satterthwaite(V, [G - 1, (S - 1).sum(), df]))
 
 def forecast_of(t: pd.DataFrame) -> Value:
     "`one_run` of a table of one method."
@@ -253,14 +255,14 @@ FACES = ['cat face', 'monkey face', 'dog face', 'robot']
 OTHERS, ANY, NOTHING = 'mean of the others', 'mean over all methods', 'no drift'
 
 def apart_by(t: pd.DataFrame) -> dict[str, pd.Series]:
-    "Ways to set the subjects of one method apart: name -> the group of each; without those that leave fewer than three classes."
+    "Ways to set subjects apart: name -> the group of each; only those that leave three classes or more."
     words = words_of(t)
     ways = dict(classes=words, kinds=words.isin(FACES).map({True: 'faces', False: 'objects'}))
     rest = lambda way: min(words[way != g].nunique() for g in way.unique())
     return {k: way for k, way in ways.items() if rest(way) >= 3}
 
 def checked(t: pd.DataFrame, way: pd.Series) -> pd.DataFrame:
-    "Every run of one method forecast from the subjects of other groups: subject, word, seed, value, forecast, low, high."
+    "Every run of one method, forecast from subjects of other groups: subject, word, seed, value, forecast, low, high."
     words, of, rows = words_of(t), t.subject.map(way), []
     for g in way.unique():
         f = forecast_of(t[of != g])
@@ -283,7 +285,7 @@ def over_words(x: pd.Series, words: pd.Series) -> Value:
     return Value(float(m.mean()), *((m.var()/len(m), len(m) - 1) if len(m) >= ENOUGH else (np.nan, np.nan)))
 
 def _totals(d: pd.DataFrame, c: pd.DataFrame, way: pd.Series, anyone: pd.Series) -> list[dict]:
-    "Rows of `totals_table` of one method and way; `c` is `checked`, `anyone` the mean of all methods' forecasts by subject."
+    "Rows of `totals_table` of one method and way; c is `checked`, `anyone` the mean of the methods' forecasts by subject."
     y, each = run_points(d).mean(axis=1), d.groupby('subject', sort=False)
     way = way[y.index]
     said = {NOTHING: 0*c.value, ANY: c.subject.map(anyone), OTHERS: c.forecast}
@@ -294,13 +296,14 @@ def _totals(d: pd.DataFrame, c: pd.DataFrame, way: pd.Series, anyone: pd.Series)
     for k, e in error.items():
         v, g = over_words(e, c.word), gained[k]
         ends = dict(zip(('low', 'high', 'gained_low', 'gained_high'), (*v.ends(), *g.ends())))
-        rows.append(dict(forecast=k, error=v.value, gained=g.value, p=p_of.get(k, np.nan), **ends,
-                         width=(c.high - c.low).mean() if k == OTHERS else np.nan, runs=len(c), classes=c.word.nunique()))
+        width = (c.high - c.low).mean() if k == OTHERS else np.nan
+        rows.append(dict(forecast=k, error=v.value, gained=g.value, p=p_of.get(k, np.nan), **ends, width=width,
+                         runs=len(c), classes=c.word.nunique()))
     return rows
 
 def totals_table(t: pd.DataFrame) -> pd.DataFrame:
-    """A row per method, way to set subjects apart, and forecast: mean absolute `error` of a run's points over classes of
-    subjects, the `width` of the interval, what is `gained` over the mean of the others, and Holm's p value of that."""
+    """A row per method, way to set subjects apart, and forecast: mean absolute `error` of a run's points over classes
+    of subjects, the `width` of the interval, what is `gained` over the mean of the others, and Holm's p value of that."""
     of = {m: d for m, d in t.groupby('method', sort=False)}
     done = {(m, k): (checked(d, way), way) for m, d in of.items() for k, way in apart_by(d).items()}
     out = []
@@ -335,9 +338,10 @@ def forecast_rows(study: Study, t: pd.DataFrame) -> pd.DataFrame:
 
 def known_forecasts() -> pd.DataFrame:
     "The rows of every study on this machine, and of the project; of a method that stands in two, the last."
-    files = [f for f in (root()/'nbs/results/forecast.csv', *sorted(outputs().glob('*/tables/forecast.csv'))) if f.is_file()]
-    if not files: return pd.DataFrame(columns=KNOWN)
-    t = pd.concat([pd.read_csv(f)[KNOWN] for f in files], ignore_index=True)
+    files = (root()/'nbs/results/forecast.csv', *sorted(outputs().glob('*/tables/forecast.csv')))
+    tables = [t[KNOWN] for t in (pd.read_csv(f) for f in files if f.is_file()) if set(KNOWN) <= set(t)]
+    if not tables: return pd.DataFrame(columns=KNOWN)
+    t = pd.concat(tables, ignore_index=True)
     return t.drop_duplicates(['world', 'method'], keep='last')
 
 def forecast_said(spec: WorldSpec, m: Method, known: pd.DataFrame) -> str:
@@ -345,9 +349,9 @@ def forecast_said(spec: WorldSpec, m: Method, known: pd.DataFrame) -> str:
     d = known[(known.method == trained_as(spec, m)) & (known.world == weights_of(spec))] if len(known) else known
     if d.empty: return ''
     r = d.iloc[-1]
-    return (f'{m.name}: expect about {with_ends(r.points, r.low, r.high, 1)} points of accuracy among six prompts lost by one run, of a '
-            f'subject of another class and on other images; from {r.subjects} subjects of {r.classes} classes, {r.seeds} seeds, '
-            f'{r.images} images.')
+    return (f'{m.name}: expect about {with_ends(r.points, r.low, r.high, 1)} points of accuracy among six prompts lost '
+            f'by one run, of a subject of another class and on other images; from {r.subjects} subjects of {r.classes} '
+            f'classes, {r.seeds} seeds, {r.images} images.')
 
 # %% ../../nbs/study/12d_foresee.ipynb #c026
 def forecasts_of(study: Study, known: pd.DataFrame|None=None) -> str:
@@ -365,12 +369,15 @@ def said_of_predictors(table: pd.DataFrame, method: str, outcome: str='lost') ->
     free, top = [p for p in PREDICTORS if p not in (*NULLS, 'short')], d.iloc[0]
     rest = [p for p in d.index if d.p[p] <= .05]
     better, worse = [p for p in rest if d.over[p] > 0], [p for p in rest if d.over[p] < 0]
-    what = dict(lost='rank correlation with the lead lost', flipped='area under the curve of images that flipped from right to wrong')
-    return (f'**{method}**, {what[outcome]} ({top.subjects} subjects of {top.classes} classes, {top.seeds} seeds, {top.images} images). '
+    what = dict(lost='rank correlation with the lead lost',
+                flipped='area under the curve of images that flipped from right to wrong')
+    return (f'**{method}**, {what[outcome]} ({top.subjects} subjects of {top.classes} classes, {top.seeds} seeds, '
+            f'{top.images} images). '
             + (f'Ceiling {num("(ceiling)")}. ' if '(ceiling)' in d.index else '')
-            + f'Nulls: {listed(NULLS)}; the best of them, as other subjects say: {num(BEST)}. Known before training: {listed(free)}. '
-            + (f'Shown to be better than the null (Holm over {d.over.count()} predictors): {listed(better)}. ' if better else
-               'Nothing is shown to be better than the null. ')
+            + f'Nulls: {listed(NULLS)}; the best of them, as other subjects say: {num(BEST)}. '
+            + f'Known before training: {listed(free)}. '
+            + (f'Shown to be better than the null (Holm over {d.over.count()} predictors): {listed(better)}. '
+               if better else 'Nothing is shown to be better than the null. ')
             + (f'Shown to be worse: {listed(worse)}.' if worse else ''))
 
 WAYS = dict(classes='by class left out', kinds='faces from objects, and the reverse, two forecasts in all')
@@ -379,14 +386,16 @@ def said_of_totals(t: pd.DataFrame, totals: pd.DataFrame, method: str) -> str:
     "How many points one run loses, and how well that is forecast by subjects of other classes, against two nulls."
     t = t[t.method == method]
     own = totals[totals.method == method] if len(totals) else totals
-    if own.empty: return f'**{method}**: a forecast needs subjects of four classes or more, and there are {t.word.nunique()}.'
-    out = (f'**{method}**: one new run, of a subject of another class and on other images, loses about {forecast_of(t).said(1)} points of '
-           f'accuracy among six prompts. ')
+    few = f'a forecast needs subjects of four classes or more, and there are {t.word.nunique()}.'
+    if own.empty: return f'**{method}**: {few}'
+    out = (f'**{method}**: one new run, of a subject of another class and on other images, loses about '
+           f'{forecast_of(t).said(1)} points of accuracy among six prompts. ')
     for k, d in own.groupby('apart', sort=False):
         d = d.set_index('forecast')
         off = lambda f: with_ends(d.error[f], d.low[f], d.high[f], 1)
         better = [NAMES[p] for p in PREDICTORS if d.p[p] <= .05 and d.gained[p] > 0]
-        out += (f'Forecast {WAYS[k]} ({d.runs.iloc[0]} runs, {d.classes.iloc[0]} classes) it is off by {off(OTHERS)} points on average, with an '
-                f'interval {d.width[OTHERS]:.1f} wide; no drift is off by {off(NOTHING)}, the mean over all methods by {off(ANY)}; '
-                + (f'better with {", ".join(better)}. ' if better else 'nothing known before is shown to make it better. '))
+        out += (f'Forecast {WAYS[k]} ({d.runs.iloc[0]} runs, {d.classes.iloc[0]} classes) it is off by {off(OTHERS)} '
+                f'points on average, with an interval {d.width[OTHERS]:.1f} wide; no drift is off by {off(NOTHING)}, '
+                f'the mean over all methods by {off(ANY)}; '
+                + (f'better with {", ".join(better)}. ' if better else 'no predictor is shown to better it. '))
     return out.strip()
