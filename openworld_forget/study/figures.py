@@ -331,32 +331,34 @@ def subjects_figure(
 def predictors_panel(
     table: pd.DataFrame,        # rows of `foresee.predictors_table`
     method: str, ax=None,
+    outcome: str='lost',        # or 'flipped'
 ):
-    "Rank correlation of every predictor with its interval; nulls grey, what has seen a part of the answer open."
+    "Every predictor of an outcome with its interval; nulls grey, what has seen a part of the answer open, ceiling dashed."
     if ax is None: _, ax = plt.subplots(figsize=(5, 3.4))
-    d = table[table.method == method]
+    d = table[(table.method == method) & (table.outcome == outcome)]
     ceiling, d = d[d.predictor == '(ceiling)'], d[d.predictor != '(ceiling)']
     for i, r in enumerate(d.itertuples()):
         null = r.over != r.over                                  # a null has no lead over nulls
         free = r.sees == 'nothing'
-        ax.errorbar(r.rho, i, xerr=np.nan_to_num([[r.rho - r.rho_low], [r.rho_high - r.rho]]), fmt='o', ms=6, lw=1.4,
+        ax.errorbar(r.value, i, xerr=np.nan_to_num([[r.value - r.low], [r.high - r.value]]), fmt='o', ms=6, lw=1.4,
                     color=FLOOR if null else 'C0', mfc=None if free else 'white')
-    ax.axvline(0, color='black', lw=.8)
-    if len(ceiling): ax.axvline(ceiling.rho.iloc[0], color='black', ls='--', lw=1)
-    ax.set(yticks=range(len(d)), yticklabels=d.label, xlabel='rank correlation with what an image loses', title=method)
-    ax.invert_yaxis()
+    ax.axvline(dict(lost=0, flipped=.5)[outcome], color='black', lw=.8)
+    if len(ceiling): ax.axvline(ceiling.value.iloc[0], color='black', ls='--', lw=1)
+    what = dict(lost='rank correlation with the lead lost', flipped='area under the curve of flips')[outcome]
+    ax.set(yticks=range(len(d)), yticklabels=d.label, xlabel=what, title=method, ylim=(len(d) - .5, -.5))
     return ax
 
 def forecast_panel(
-    table: pd.DataFrame,        # rows of `foresee.checked`
+    table: pd.DataFrame,        # rows of `foresee.checked`, a run each
     title: str='', ax=None,
 ):
-    "Every subject's drop beside the interval that the others forecast."
+    "Every run's drop beside the interval that subjects of other groups forecast."
     if ax is None: _, ax = plt.subplots(figsize=(5, 2.6))
-    at = range(len(table))
-    ax.hlines(at, table.low, table.high, color=FLOOR, lw=5, alpha=.5)
-    ax.plot(table.forecast, at, '|', color='black', ms=9)
-    ax.plot(table.value, at, 'o', color='C0', ms=6)
-    ax.set(yticks=at, yticklabels=table.subject, xlabel='accuracy lost (points)', title=title)
-    ax.invert_yaxis()
+    first = table.drop_duplicates('subject')
+    at = dict(zip(first.subject, range(len(first))))
+    ax.hlines(range(len(at)), first.low, first.high, color=FLOOR, lw=5, alpha=.5)
+    ax.plot(first.forecast, range(len(at)), '|', color='black', ms=9)
+    ax.plot(table.value, table.subject.map(at), 'o', color='C0', ms=5, alpha=.7)
+    ax.set(yticks=range(len(at)), yticklabels=list(at), xlabel='accuracy lost among six prompts (points)', title=title,
+           ylim=(len(at) - .5, -.5))
     return ax

@@ -104,7 +104,9 @@ def moved(base: World, subject: Subject, m: Method, delta: dict) -> World:
 
 # %% ../../nbs/training/11_directions.ipynb #c023
 def short(base: World, subject: Subject, m: Method, part: float=.05, seed: int=0, cache=None) -> World:
-    "The world after a part of a method's steps, one at least."
+    """The world after a part of a method's steps, one at least; under a seed of its own: no training of the same `seed`
+    shares its noise."""
     if not 0 < part <= 1: raise ForgetError(f'A part of a training lies between 0 and 1, not {part!r}.')
     steps = max(1, round(part*recipe_of(base, m).steps))
-    return customize(base, subject, m.but(recipe={**m.recipe, 'steps': steps}), seed=seed, cache=cache)[0]
+    m = m.but(recipe={**m.recipe, 'steps': steps})
+    return customize(base, subject, m, seed=seed_for(seed, 'short'), cache=cache)[0]
