@@ -99,3 +99,8 @@ def test_the_report_runs_on_them(home, monkeypatch, capsys):
     assert '`dc-10` against rewound `db-plain`' in text and 'not comparable' in text
     assert all((home/f).is_file() for f in made_of['files']) and (home/'figures/fronts-db-plain.png').is_file()
     t = pd.read_csv(home/'tables/gains.csv'); assert set(t.kind) == set(KINDS) and len(t) == 3*6
+
+def test_a_study_of_nulls_alone_has_fronts_and_no_gains(tmp_path, capsys):
+    plain = STUDY.but(methods=list(PLAIN), variants={k: v for k, v in STUDY.variants.items() if k in PLAIN})
+    home = made(tmp_path); g = grid(cells(plain, home)); t = gains_table(plain, g)
+    assert t.empty and {'method', 'null', 'gained'} <= set(t.columns) and '4 members' not in scope(plain, g, t) and limits_said(plain, g)

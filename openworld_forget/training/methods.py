@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REWOUND', 'TEACHERS', 'LAMBDA', 'METHODS', 'FORMS', 'SIZES', 'BRACKETS', 'MITIGATIONS', 'READS', 'rewound', 'Method',
-           'method', 'recipe_of', 'terms_of', 'pulls_of', 'seen', 'teacher_of', 'run_key', 'customize']
+           'pictures_of', 'method', 'recipe_of', 'terms_of', 'pulls_of', 'seen', 'teacher_of', 'run_key', 'customize']
 
 # %% ../../nbs/training/03_methods.ipynb #c003
 import os, shutil
@@ -12,17 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from pydantic import Field, field_validator, model_validator
-from ..core import ForgetError, Record, atomic, choose, content_key, load_tensors, tensor_shapes
+from ..core import (
+    ForgetError, Record, atomic, choose, content_key, load_tensors, seed_for, tensor_shapes)
 from ..source import source_key
 from .adapt import (
     UNTRAINED, Adaptation, adapt, finished, load_own, referred, save_adapted, stored, trainable, trained)
 from .fit import Recipe, checkpoint_key, fit
-from .reference import MODES, reference_tensors
+from .reference import MODES, PICTURES, reference_tensors
 from openworld_forget.training.regularize import (
     AHEAD, MOVED, SOURCES, WEIGHTS, Objective, Pull, Term, anchor_pull, correction_terms, fisher_pull, origins,
     prior_term)
 from .scout import history, scout_for
 from ..worlds.data import Subject
+from ..worlds.generate import generate
 from ..worlds.world import World
 
 # %% ../../nbs/training/03_methods.ipynb #c011s
@@ -175,6 +177,16 @@ for _mode in MODES:
     _a = Adaptation(kind='reference', mode=_mode, **READS.get(_mode, {}))
     METHODS[f'ref-{_mode}'] = Method(name=f'ref-{_mode}', adaptation=_a)
 
+# %% ../../nbs/training/03_methods.ipynb #ref3s
+def pictures_of(world: World, subject: Subject, pictures: str='subject', seed: int=0) -> torch.Tensor:
+    """The pictures of a reference, uint8 (R, 3, h, w): the subject's, or as many without it: what the base draws of its
+    class, or plain grey."""
+    if choose(pictures, PICTURES, 'pictures of a reference') == 'subject': return subject.images
+    if pictures == 'grey': return torch.full_like(subject.images, 128)
+    R = len(subject.images)
+    seeds = [seed_for(seed, 'reference', f'{subject.name} {i}') for i in range(R)]
+    return generate(world, [subject.class_prompt]*R, seeds)
+
 # %% ../../nbs/training/03_methods.ipynb #c012e
 def method(name: str, **overrides) -> Method:
     "A method by its short name, with some fields changed; of a dict `adaptation`, the fields that it names."
@@ -267,7 +279,7 @@ def _trained(base, subject, m, seed, ckpt, key, cache, every, teacher) -> tuple[
 def _made(base, subject, m, seed, *how) -> tuple[World, dict, dict]:
     "The same of any method, also of one that trains nothing."
     if m.trains: return _trained(base, subject, m, seed, *how)
-    shows = reference_tensors(base, subject, seed, pictures=m.adaptation.pictures)
+    shows = reference_tensors(base, subject, seed, images=pictures_of(base, subject, m.adaptation.pictures, seed))
     return *referred(base, m.adaptation, shows), {'log': []}
 
 # %% ../../nbs/training/03_methods.ipynb #c012d3

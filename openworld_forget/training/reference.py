@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'Seen', 'FIELDS', 'KEPT', 'PICTURES', 'projected', 'adain', 'attended', 'Reference', 'self_attentions',
-           'reference_of', 'refer', 'shown', 'reference_tensors', 'turned']
+           'reference_of', 'refer', 'reference_tensors', 'turned']
 
 # %% ../../nbs/training/00b_reference.ipynb #c002
 import math
@@ -15,9 +15,8 @@ from diffusers.models.attention_processor import Attention
 from fastcore.basics import patch
 from torch import nn
 from ..batches import at_once, in_pieces
-from ..core import ForgetError, check_finite, choose, noise, seed_for
+from ..core import ForgetError, check_finite, choose, noise
 from ..worlds.data import Subject
-from ..worlds.generate import generate
 from ..worlds.load import clone
 from ..worlds.world import World
 
@@ -205,23 +204,14 @@ def refer(
     return world.but(unet=unet)
 
 # %% ../../nbs/training/00b_reference.ipynb #c019
-PICTURES = ['subject', 'class', 'grey']     # what a reference shows; the last two are controls
-
-def shown(world: World, subject: Subject, pictures: str='subject', seed: int=0) -> torch.Tensor:
-    """The pictures of a reference, uint8 (R, 3, h, w): the subject's, or as many without it: what the base draws of its
-    class, or plain grey."""
-    if choose(pictures, PICTURES, 'pictures of a reference') == 'subject': return subject.images
-    if pictures == 'grey': return torch.full_like(subject.images, 128)
-    R = len(subject.images)
-    seeds = [seed_for(seed, 'reference', f'{subject.name} {i}') for i in range(R)]
-    return generate(world, [subject.class_prompt]*R, seeds)
+PICTURES = ['subject', 'class', 'grey']     # what a reference shows; the last two are controls (`training.methods.pictures_of`)
 
 def reference_tensors(
     world: World, subject: Subject, seed: int=0, strength: float=1.,
-    pictures: str='subject',            # one of `PICTURES`
+    images: torch.Tensor|None=None,     # uint8 (R, 3, h, w), in place of the subject's
 ) -> dict[str, torch.Tensor]:
     "A subject as a reference: its images (or those of a control), noise of their own, and the prompt of its class."
-    images = shown(world, subject, pictures, seed)
+    images = subject.images if images is None else images
     keys = [f'{subject.name} {i}' for i in range(len(images))]
     return dict(
         latents=world.encode(images),
