@@ -2,7 +2,7 @@
 import json, re
 import numpy as np, pandas as pd, pytest
 from openworld_forget.core import ForgetError, rng
-from openworld_forget.study.fronts import KINDS, areas_table, cells, gains_table, grid, limits_said, members_table, said_of_gains, scope
+from openworld_forget.study.fronts import KINDS, areas_table, cells, families, gains_table, grid, limits_said, members_table, said_of_gains, scope
 from openworld_forget.study.records import Study, run_folder
 from openworld_forget.study.results import template_code
 from openworld_forget.study.step_front import units_of
@@ -104,3 +104,8 @@ def test_a_study_of_nulls_alone_has_fronts_and_no_gains(tmp_path, capsys):
     plain = STUDY.but(methods=list(PLAIN), variants={k: v for k, v in STUDY.variants.items() if k in PLAIN})
     home = made(tmp_path); g = grid(cells(plain, home)); t = gains_table(plain, g)
     assert t.empty and {'method', 'null', 'gained'} <= set(t.columns) and '4 members' not in scope(plain, g, t) and limits_said(plain, g)
+
+def test_what_differs_in_a_word_is_no_family():
+    refs = {n: dict(of='ref-append', adaptation=dict(pictures=n)) for n in ('class', 'grey')} | {'half': dict(of='ref-append', strength=.5)}
+    s = STUDY.but(methods=['ref-append', *refs], variants=refs); assert families(s) == {
+        'ref-append': ('strength', ['half', 'ref-append']), 'class': ('', ['class']), 'grey': ('', ['grey'])}

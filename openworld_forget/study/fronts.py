@@ -97,7 +97,7 @@ def families(study: Study, names: list[str]|None=None) -> dict[str, tuple[str, l
         d, classes = {n: _numbers(study.method(n)) for n in members}, {}
         keys = dict.fromkeys(k for n in members for k in d[n])
         varying = [k for k in keys if k not in TIED and len({d[n].get(k) for n in members}) > 1]
-        for k in varying:
+        for k in [k for k in varying if not any(isinstance(d[n].get(k), str) for n in members)]:    # a word: no number
             for n in members:
                 rest = tuple(d[n].get(j) for j in varying if j != k)
                 classes.setdefault((k, rest), []).append(n)
