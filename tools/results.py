@@ -18,6 +18,11 @@ WIDTH = 1400        # pixels of the picture
 
 def sha(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
+def read_manifest(to): return json.loads((to/'manifest.json').read_text(encoding='utf-8'))
+
+def write_manifest(to, manifest):
+    (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+
 def table_study(home): return pd.read_csv(home/'tables/results.csv', usecols=['study'], nrows=1).study[0]
 
 def take(home, to):
@@ -35,10 +40,10 @@ def take(home, to):
     made = {f.stem: json.loads(f.read_text(encoding='utf-8')) for f in (home/'base/base.json', home/'summary.json')}
     keep = {n: {k: m[k] for k in ('git', 'dirty', 'versions', 'python', 'device')} for n, m in made.items()}
     study = str(table_study(home))
-    old = json.loads((to/'manifest.json').read_text(encoding='utf-8')) if (to/'manifest.json').is_file() else {}
+    old = read_manifest(to) if (to/'manifest.json').is_file() else {}
     manifest = old | dict(study=study, picture=pictures[0].name, made=keep)
     manifest['sha256'] = old.get('sha256', {}) | {n: sha(to/n) for n in ('headline.csv', 'pictures.png')}
-    (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+    write_manifest(to, manifest)
     return to
 
 KEYS = dict(front=['method', 'subject', 'seed'], sequence=['method', 'seed', 'stage', 'subject', 'kind'])
@@ -83,7 +88,7 @@ def take_runs(file, home, to):
     home, path = Path(home or ROOT/'outputs'/study.name), to/f'{study.name}.csv'
     table, step = runs_of(study, home)
     table, keys = table.fillna({'subject': ''}).round(6), KEYS[step]
-    manifest = json.loads((to/'manifest.json').read_text(encoding='utf-8'))
+    manifest = read_manifest(to)
     said = manifest.setdefault('runs', {}).setdefault(study.name, dict(made=[], again=[]))
     if path.is_file():
         old = pd.read_csv(path).fillna({'subject': ''})
@@ -99,7 +104,7 @@ def take_runs(file, home, to):
     said['made'] = [json.loads(x) for x in sorted(makers | {json.dumps(m, sort_keys=True) for m in said['made']})]
     said |= dict(study=file, runs=len(table))
     manifest['sha256'][f'{study.name}.csv'] = sha(path)
-    (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+    write_manifest(to, manifest)
     return path
 
 def take_table(file, to):
@@ -108,10 +113,10 @@ def take_table(file, to):
     file, to = Path(file), Path(to)
     if not file.is_file(): sys.exit(f'{file} is not there. Make it first: `make benchmark`, or the study whose table it is.')
     pd.read_csv(file).round(6).to_csv(to/file.name, index=False)
-    manifest = json.loads((to/'manifest.json').read_text(encoding='utf-8'))
+    manifest = read_manifest(to)
     manifest.setdefault('tables', {})[file.name] = {k: v for k, v in made().items() if k in ('git', 'dirty', 'versions', 'python', 'device', 'time')}
     manifest['sha256'][file.name] = sha(to/file.name)
-    (to/'manifest.json').write_text(json.dumps(manifest, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+    write_manifest(to, manifest)
     return to/file.name
 
 def main(argv=None):

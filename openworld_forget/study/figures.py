@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
-           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'fronts_figure',
-           'gains_figure', 'stage_panel', 'stages_figure', 'subjects_figure', 'predictors_panel', 'forecast_panel']
+           'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'drifts_figure',
+           'fronts_figure', 'gains_figure', 'stage_panel', 'stages_figure', 'subjects_figure', 'predictors_panel',
+           'forecast_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -241,6 +242,16 @@ def fronts_panel(
     return ax
 
 # %% ../../nbs/study/15_figures.ipynb #c032fig
+def drifts_figure(
+    members: pd.DataFrame,      # `fronts.members_table`
+    nulls: list[str],           # families that are plain updates at several strengths
+):
+    "Every kind of drift against fidelity, a panel each."
+    fig, ax = plt.subplots(1, 3, figsize=(15, 4.2))
+    for a, (kind, label) in zip(ax, KINDS.items()): fronts_panel(members, kind, nulls, label, a)
+    legend_beside(ax[2])
+    return fig
+
 def fronts_figure(
     members: pd.DataFrame,      # `fronts.members_table`
     gains: pd.DataFrame,        # `fronts.gains_table`
@@ -248,12 +259,7 @@ def fronts_figure(
 ):
     "Every kind of drift against fidelity: a null, and the methods that are held against it."
     held = members.method.isin(gains[gains.null == null].method)
-    own = members[(members.family == null) | members.family.isin(members[held].family)]
-    fig, ax = plt.subplots(1, 3, figsize=(15, 4.2))
-    for a, (kind, label) in zip(ax, KINDS.items()): fronts_panel(own, kind, [null], label, a)
-    legend_beside(ax[2])
-    return fig
-
+    return drifts_figure(members[(members.family == null) | members.family.isin(members[held].family)], [null])
 
 # %% ../../nbs/study/15_figures.ipynb #c032gain
 def gains_figure(
