@@ -14,8 +14,9 @@ from scipy.stats import t as student
 from ..core import ForgetError, read_json, root
 from ..metrics.stats import ENOUGH, with_ends
 from ..metrics.uncertainty import Estimate, satterthwaite
-from .fronts import KINDS, Grid, cells, digits_of, gain, grid, lent, mean_over, null_of, nulls, whole
-from .records import READS, Study
+from .fronts import (
+    KINDS, Grid, cells, decided, digits_of, gain, grid, lent, mean_over, measured_otherwise, null_of, nulls, whole)
+from .records import Study
 
 # %% ../../nbs/study/12f_architectures.ipynb #c006
 @dataclass
@@ -28,9 +29,7 @@ class Side:
 
 def in_both(a: Study, b: Study) -> list[str]:
     "Methods that two studies have and make alike; other budgets, or none in common, are a `ForgetError`."
-    read = READS['front']
-    odd = [k for k in read if getattr(a.limits, k) != getattr(b.limits, k)]
-    if odd:
+    if odd := measured_otherwise(a, b):
         raise ForgetError(f'The studies {a.name} and {b.name} measure otherwise ({", ".join(odd)}). '
                           f'Give both the same budget and overrides.')
     if a.spec.name == b.spec.name:
@@ -111,8 +110,7 @@ def estimate(side: Side, f: Finding, kind: str) -> tuple[Estimate|None, bool]:
 def holds(low: float, high: float, beyond: bool=False) -> str:
     """Of a finding in one world: holds, the reverse, not decided, or not comparable (more drift, and more likeness
     than its null ever has)."""
-    if high < 0: return 'not comparable' if beyond else 'the reverse'
-    return 'holds' if low > 0 else 'not decided'
+    return decided(low, high, 'holds', 'not comparable' if beyond else 'the reverse')
 
 def differs(a: Estimate, b: Estimate) -> tuple[float, float, float]:
     "Equation (1): (difference, low, high); without an interval where one of the two has none."
@@ -159,7 +157,7 @@ def said_of_finding(t: pd.DataFrame, finding: str) -> str:
         k, r = digits_of(kind), d.iloc[0]
         beside = ', '.join(f'{x.world} {with_ends(x.value, x.low, x.high, k)}' if np.isfinite(x.value)
                            else f'{x.world} less faithful than the base' for x in d.itertuples())
-        size = 'more' if r.more_low > 0 else 'less' if r.more_high < 0 else ''
+        size = decided(r.more_low, r.more_high, 'more', 'less', '')
         by = f'; in {d.world.iloc[1]} {size}: {with_ends(r.more, r.more_low, r.more_high, k)}' if size else ''
         parts.append(f'{KINDS[kind]} **{r.both}** ({beside}{by})')
     n = ' and '.join(f'{x.n}' for x in d.itertuples())

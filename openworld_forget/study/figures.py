@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
            'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'drifts_figure',
-           'fronts_figure', 'gains_figure', 'stage_panel', 'stages_figure', 'subjects_figure', 'predictors_panel',
-           'forecast_panel']
+           'fronts_figure', 'gains_figure', 'levers_figure', 'stage_panel', 'stages_figure', 'subjects_figure',
+           'predictors_panel', 'forecast_panel']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -275,6 +275,31 @@ def gains_figure(
         a.get_legend().remove()
         a.locator_params(axis='x', nbins=5)
         if a is not ax[0]: a.set_yticklabels([])
+    return fig
+
+
+# %% ../../nbs/study/15_figures.ipynb #c033lev
+def levers_figure(
+    members: pd.DataFrame,      # `fronts.members_table`
+    fields: list[str],          # what may be turned: `instances`, `images`, `adaptation.rank`, ...
+):
+    """Every drift, and fidelity, against what is turned: a row per field, a line per family that has three members or
+    more; dotted: floor, or the fidelity of the base."""
+    rows = {f: d for f, d in members.groupby('field', sort=False) if f in fields}
+    rows = {f: d[d.groupby('family').method.transform('size') >= 3] for f, d in rows.items()}
+    rows = {f: rows[f] for f in fields if len(rows.get(f, []))}
+    fig, axes = plt.subplots(max(len(rows), 1), 4, figsize=(15, 3.1*max(len(rows), 1)), squeeze=False, sharey='col')
+    for row, (field, d) in zip(axes, rows.items()):
+        at = {x: i for i, x in enumerate(sorted(set(d['at'])))}
+        for a, (kind, label) in zip(row, dict(**KINDS, fidelity='fidelity').items()):
+            for i, (family, f) in enumerate(d.sort_values('at').groupby('family', sort=False)):
+                x = f['at'].map(at) + .1*(i - .5)                           # side by side, so that ends can be told apart
+                ends = np.nan_to_num([f[kind] - f[f'{kind}_low'], f[f'{kind}_high'] - f[kind]])
+                a.errorbar(x, f[kind], yerr=ends, fmt='os'[i % 2] + '-', ms=4, lw=1.2, elinewidth=.8, color=f'C{i}', label=family.split(':')[0])
+            a.axhline(d['fidelity_base' if kind == 'fidelity' else f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
+            a.set(xlabel=field.split('.')[-1], ylabel=label, xticks=list(at.values()),
+                  xticklabels=['all' if np.isinf(x) else f'{x:g}' for x in at])
+        legend_beside(row[3])
     return fig
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LEAST', 'chain_means', 'chains', 'over_chains', 'stage_table', 'by_stage', 'at_end', 'growth', 'lost',
-           'learned', 'growth_table', 'against', 'pair_table', 'by', 'said_of_growth', 'said_of_pair',
+           'learned', 'growth_table', 'comparisons', 'against', 'pair_table', 'said_of_growth', 'said_of_pair',
            'said_of_question', 'scope_of']
 
 # %% ../../nbs/study/12c_sequences.ipynb #c003
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import ForgetError
 from ..metrics.stats import mean_interval_of, with_ends
-from .fronts import KINDS, digits_of
+from .fronts import KINDS, by, digits_of
 from .records import Study, chain_folder
 
 # %% ../../nbs/study/12c_sequences.ipynb #c006
@@ -95,18 +95,23 @@ def growth_table(t: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/study/12c_sequences.ipynb #c015
-def against(study: Study) -> list[tuple[str, str]]:
-    """Pairs (method, the one it is held against): corrected and not, then teacher `base` and `previous`, then images of
-    more than the class and of the class."""
+def comparisons(study: Study) -> dict[str, list[tuple[str, str]]]:
+    "Pairs (method, the one it is held against), by what they differ in."
     ms = {n: study.method(n) for n in study.methods}
-    plain = [(a, b) for a in ms for b in ms if ms[a].corrects(ms[b])]
-    alike = lambda m: m.but(name='x', teacher='base')
-    teachers = [(a, b) for a in ms for b in ms
-                if (ms[a].teacher, ms[b].teacher) == ('base', 'previous') and alike(ms[a]) == alike(ms[b])]
-    same = lambda m: m.but(name='x', source='class', share=1.)
-    sources = [(a, b) for a in ms for b in ms
-               if ms[a].corrected and ms[a].source != 'class' == ms[b].source and same(ms[a]) == same(ms[b])]
-    return plain + teachers + sources
+    pairs = lambda differ: [(a, b) for a in ms for b in ms if differ(ms[a], ms[b])]
+    base = lambda m: m.but(name='x', teacher='base')
+    on_class = lambda m: m.but(name='x', source='class', share=1.)
+    return {
+        'With and without correction': pairs(lambda a, b: a.corrects(b)),
+        'Against the uncorrected update turned down': pairs(lambda a, b: b.strength < 1 and a.corrects(b.but(strength=1.))),
+        'The original base or the previous model': pairs(
+            lambda a, b: (a.teacher, b.teacher) == ('base', 'previous') and base(a) == base(b)),
+        'Images of more than the class': pairs(
+            lambda a, b: a.corrected and a.source != 'class' == b.source and on_class(a) == on_class(b))}
+
+def against(study: Study) -> list[tuple[str, str]]:
+    "Every pair of `comparisons`."
+    return [p for pairs in comparisons(study).values() for p in pairs]
 
 def pair_table(study: Study, t: pd.DataFrame) -> pd.DataFrame:
     """A row per pair of `against` and kind: the growth of the first less that of the second, over the seeds that both
@@ -126,11 +131,6 @@ def pair_table(study: Study, t: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['method', 'against', 'kind', 'value', 'low', 'high', 'chains', 'end', 'end_low', 'end_high'])
 
 # %% ../../nbs/study/12c_sequences.ipynb #c018
-def by(value: float, low: float, high: float, digits: int, above: str, below: str) -> str:
-    "What an interval decides, in bold, and by how much: of what is below zero, how far below."
-    if high < 0: return f'**{below}** by {with_ends(-value, -high, -low, digits)}'
-    return f'**{above}** by {with_ends(value, low, high, digits)}' if low > 0 else f'**not decided**, {with_ends(value, low, high, digits)}'
-
 def _by(r, above: str, below: str) -> str: return by(r.value, r.low, r.high, digits_of(r.kind), above, below)
 
 def said_of_growth(g: pd.DataFrame, method: str) -> str:
@@ -145,15 +145,15 @@ def said_of_growth(g: pd.DataFrame, method: str) -> str:
             f'{_by(gone, "forgotten", "better known")} (n = {gone.chains} chains).')
 
 def said_of_pair(p: pd.DataFrame, a: str, b: str) -> str:
-    "One sentence: after the last stage, is there less drift with `a` than with `b`, and did it add up less?"
+    "One sentence: after the last stage, is there less drift with `a` than with `b`, did it add up less, and at what fidelity?"
     d = p[(p.method == a) & (p.against == b)]
     parts = []
     for r in d[d.kind.isin(list(KINDS))].itertuples():
         last = by(r.end, r.end_low, r.end_high, digits_of(r.kind), 'more', 'less')
         parts.append(f'{KINDS[r.kind]} at the end {last} (growth: {_by(r, "more", "less")})')
-    gone = d[d.kind == 'lost'].iloc[0]
-    return (f'`{a}` against `{b}`: {"; ".join(parts)}; what is lost of earlier subjects: {_by(gone, "more", "less")} '
-            f'(n = {gone.chains} chains).')
+    gained, gone = (d[d.kind == k].iloc[0] for k in ('learned', 'lost'))
+    return (f'`{a}` against `{b}`: {"; ".join(parts)}; fidelity that a subject gains: {_by(gained, "more", "less")}; what is '
+            f'lost of earlier subjects: {_by(gone, "more", "less")} (n = {gone.chains} chains).')
 
 # %% ../../nbs/study/12c_sequences.ipynb #c019
 def _answer(own, gained, digits: int=1) -> str:
@@ -169,10 +169,10 @@ def _answer(own, gained, digits: int=1) -> str:
 def said_of_question(study: Study, g: pd.DataFrame, p: pd.DataFrame) -> list[str]:
     "For every corrected method: does its correction keep drift from adding up?"
     out = []
-    for a, b in against(study):
+    for a, b in comparisons(study)['With and without correction']:
         d = p[(p.method == a) & (p.against == b)]
         m = study.method(a)
-        if d.empty or study.method(b).corrected: continue
+        if d.empty: continue
         teacher = 'the original base' if m.teacher == 'base' else 'the previous model'
         what = 'images of the class' if m.source == 'class' else 'images of the class and of other things'
         own = lambda k: next(g[(g.method == a) & (g.kind == k)].itertuples())

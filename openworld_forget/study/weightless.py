@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import ForgetError
 from ..metrics.stats import with_ends
-from .fronts import Grid, mean_over
+from .fronts import Grid, decided, mean_over
 from .records import Study, run_folder
 
 # %% ../../nbs/study/12e_weightless.ipynb #c006
@@ -72,18 +72,15 @@ def learned_and_lost(study: Study, g: Grid, level: float=.95) -> pd.DataFrame:
 def _said(x: pd.Series, name: str, digits: int) -> str:
     return with_ends(x[name], x[f'{name}_low'], x[f'{name}_high'], digits)
 
-def _which(low: float, high: float, above: str, below: str, neither: str) -> str:
-    return above if low > 0 else below if high < 0 else neither
-
 def said_of(x: pd.Series) -> str:
     "One sentence on a method: a row of `learned_and_lost`."
-    learned = _which(x.learned_low, x.learned_high, 'learned the subject', 'is less faithful than the base',
-                     'whether it learned the subject is not decided')
-    lost = _which(x.drop_low, x.drop_high, 'loses', 'recognizes more than the base', 'whether it loses is not decided')
+    learned = decided(x.learned_low, x.learned_high, 'learned the subject', 'is less faithful than the base',
+                      'whether it learned the subject is not decided')
+    lost = decided(x.drop_low, x.drop_high, 'loses', 'recognizes more than the base', 'whether it loses is not decided')
     how = '' if x.trains else ', no weight changed'
     more = ''
     if x.control:
-        word = _which(x.beyond_low, x.beyond_high, 'more', 'less', 'not decided whether more')
+        word = decided(x.beyond_low, x.beyond_high, 'more', 'less', 'not decided whether more')
         more = f'; {word} than its control, `{x.control}` ({_said(x, "beyond", 1)} points)'
     return (f'`{x.method}`{how}: {learned} (fidelity {_said(x, "learned", 3)} above the base), {lost} '
             f'(drop {_said(x, "drop", 1)} points, floor {x.floor:.1f}; LPIPS {x.lpips:.3f}, '
