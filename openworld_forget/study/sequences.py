@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'LEAST', 'chain_means', 'chains', 'over_chains', 'stage_table', 'by_stage', 'at_end', 'growth', 'lost',
            'learned', 'growth_table', 'comparisons', 'against', 'pair_table', 'said_of_growth', 'said_of_pair',
-           'said_of_question', 'scope_of']
+           'said_of_question', 'seen_errors', 'seen_at_end', 'scope_of']
 
 # %% ../../nbs/study/12c_sequences.ipynb #c003
 from pathlib import Path
 import numpy as np, pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import nct, t as student
 from ..core import ForgetError
 from ..metrics.stats import mean_interval_of, with_ends
 from .fronts import KINDS, by, digits_of
@@ -180,10 +182,26 @@ def said_of_question(study: Study, g: pd.DataFrame, p: pd.DataFrame) -> list[str
         out.append(f'Does correction on {what} against {teacher} keep drift from adding up (`{a}`)? {"; ".join(parts)}.')
     return out
 
-def scope_of(study: Study, g: pd.DataFrame) -> str:
+# %% ../../nbs/study/12c_sequences.ipynb #pow2
+def seen_errors(n: int, power: float=.8) -> float:
+    "Standard errors that the mean of n has to be away from zero, so that its 95 % interval lies beyond zero with this power."
+    h = student.ppf(.975, n - 1)
+    miss = lambda d: nct.sf(h, n - 1, d) - power
+    return float(brentq(miss, 0, 10*h))
+
+def seen_at_end(p: pd.DataFrame) -> dict[str, float]:
+    "By kind: the difference at the end that four of five such studies would see (median over the pairs of `pair_table`)."
+    d = p[np.isfinite(p.end_low)]
+    errors = (d.end_high - d.end_low)/2/student.ppf(.975, d.chains - 1)
+    return (errors*d.chains.map(seen_errors)).groupby(d.kind).median().to_dict()
+
+def scope_of(study: Study, g: pd.DataFrame, p: pd.DataFrame) -> str:
     "Whom the sentences speak for."
     n = sorted(set(g.chains))
+    seen = seen_at_end(p)
+    power = ', '.join(f'{KINDS[k]} {seen[k]:.{digits_of(k)}f}' for k in KINDS if k in seen)
+    sees = f' Four of five such studies would see a difference at the end of: {power}.' if power else ''
     few = ' Fewer than three have no interval: nothing is decided.' if min(n) < LEAST else ''
     return (f'{len(study.concepts)} subjects in this order: {", ".join(study.concepts)}; {"-".join(map(str, n))} chains of every '
             f'method, world `{study.spec.name}`. Intervals (95 %, over chains) know trainings, images and noise, and speak for '
-            f'these subjects in this order.{few}')
+            f'these subjects in this order.{sees}{few}')
