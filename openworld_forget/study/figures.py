@@ -308,15 +308,18 @@ def stage_panel(
     table: pd.DataFrame,        # rows of `sequences.stage_table` of one kind
     by: str='method',           # the column of which every value is a line
     label: str='', ax=None,
+    grey: tuple[str, ...]=(),   # lines that are what others have to beat
 ):
     "Means against the stage after which they were measured, a line per method or subject, with intervals and floor."
     if ax is None: _, ax = plt.subplots(figsize=(4.6, 3.4))
     lines = list(dict.fromkeys(table[by]))
-    colors, marks = sns.color_palette('colorblind', max(len(lines), 1)), 'osD^vPX*<>'
+    own = [x for x in lines if x not in grey]
+    marks, colors = 'osD^vPX*<>', dict(zip(own, sns.color_palette('colorblind', max(len(own), 1))))
     for i, (name, d) in enumerate(table.groupby(by, sort=False)):
         x = d.stage + .08*(i - (len(lines) - 1)/2)              # side by side, so that ends can be told apart
         ends = np.nan_to_num([d.value - d.low, d.high - d.value])
-        ax.errorbar(x, d.value, yerr=ends, fmt=f'{marks[i % len(marks)]}-', ms=4, lw=1.2, elinewidth=.8, color=colors[i], label=name)
+        ax.errorbar(x, d.value, yerr=ends, fmt=marks[i % len(marks)] + ('--' if name in grey else '-'), ms=4, lw=1.2, elinewidth=.8,
+                    color=colors.get(name, FLOOR), label=name)
     ax.axhline(table.floor.mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='subjects learned', ylabel=label, xticks=sorted(set(table.stage)))
     return ax
@@ -332,13 +335,14 @@ def stages_figure(
     study,                      # `Study`
     stages: pd.DataFrame,       # `sequences.stage_table`
 ):
-    "Every kind of drift of the open world after each stage, a row per kind of adaptation."
+    "Every kind of drift of the open world after each stage, a row per kind of adaptation; grey: updates turned down."
+    weaker = tuple(m for m in dict.fromkeys(stages.method) if study.method(m).strength < 1)
     rows = _rows(study, dict.fromkeys(stages.method))
     fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False, sharey='col')
     world = stages[stages.subject == '']
     for row, names in zip(axes, rows):
         for a, (kind, label) in zip(row, KINDS.items()):
-            stage_panel(world[world.method.isin(names) & (world.kind == kind)], label=label, ax=a)
+            stage_panel(world[world.method.isin(names) & (world.kind == kind)], label=label, ax=a, grey=weaker)
         legend_beside(row[2])
     return fig
 
@@ -346,8 +350,8 @@ def subjects_figure(
     study,                      # `Study`
     stages: pd.DataFrame,       # `sequences.stage_table`
 ):
-    "Fidelity of every subject from its own stage on, a panel per method, a row per kind of adaptation."
-    rows = _rows(study, dict.fromkeys(stages.method))
+    "Fidelity of every subject from its own stage on, a panel per method, rows of three for every kind of adaptation."
+    rows = [names[i:i + 3] for names in _rows(study, dict.fromkeys(stages.method)) for i in range(0, len(names), 3)]
     wide = max(map(len, rows))
     fig, axes = plt.subplots(len(rows), wide, figsize=(4.4*wide, 3.1*len(rows)), squeeze=False, sharey=True)
     for row, names in zip(axes, rows):
