@@ -338,26 +338,32 @@ def stages_figure(
     "Every kind of drift of the open world after each stage, a row per kind of adaptation; grey: updates turned down."
     weaker = tuple(m for m in dict.fromkeys(stages.method) if study.method(m).strength < 1)
     rows = _rows(study, dict.fromkeys(stages.method))
-    fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False, sharey='col')
+    fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False)
     world = stages[stages.subject == '']
     for row, names in zip(axes, rows):
         for a, (kind, label) in zip(row, KINDS.items()):
             stage_panel(world[world.method.isin(names) & (world.kind == kind)], label=label, ax=a, grey=weaker)
         legend_beside(row[2])
+    for column in axes.T:                                                   # one scale for all kinds of adaptation
+        low, high = zip(*(a.get_ylim() for a in column))
+        for a in column: a.set_ylim(min(low), max(high))
     return fig
 
 def subjects_figure(
     study,                      # `Study`
     stages: pd.DataFrame,       # `sequences.stage_table`
 ):
-    "Fidelity of every subject from its own stage on, a panel per method, rows of three for every kind of adaptation."
+    """Fidelity of every subject over that of the base, from its own stage on; a panel per method, rows of three for every
+    kind of adaptation."""
+    own = stages[(stages.kind == 'fidelity') & (stages.subject != '')]
+    own = own.assign(**{k: own[k] - own.floor for k in ('value', 'low', 'high')}, floor=0.)
     rows = [names[i:i + 3] for names in _rows(study, dict.fromkeys(stages.method)) for i in range(0, len(names), 3)]
     wide = max(map(len, rows))
     fig, axes = plt.subplots(len(rows), wide, figsize=(4.4*wide, 3.1*len(rows)), squeeze=False, sharey=True)
     for row, names in zip(axes, rows):
         for a in row[len(names):]: a.set_axis_off()
         for a, m in zip(row, names):
-            stage_panel(stages[(stages.method == m) & (stages.kind == 'fidelity')], 'subject', 'fidelity', a)
+            stage_panel(own[own.method == m], 'subject', 'fidelity over the base', a)
             a.set_title(m)
     legend_beside(axes[0][len(rows[0]) - 1])
     return fig
