@@ -15,7 +15,7 @@ from ..core import ForgetError, read_json, root
 from ..metrics.stats import ENOUGH, with_ends
 from ..metrics.uncertainty import Estimate, satterthwaite
 from .fronts import (
-    KINDS, Grid, cells, decided, digits_of, gain, grid, lent, mean_over, measured_otherwise, null_of, nulls, whole)
+    KINDS, Grid, cells, decided, digits_of, gain, grid, lent, mean_of, measured_otherwise, more_of, null_of, nulls, whole)
 from .records import Study
 
 # %% ../../nbs/study/12f_architectures.ipynb #c006
@@ -95,17 +95,13 @@ def findings_of(study: Study, names: list[str]) -> list[Finding]:
     return out + [Finding('null', n, k) for n in names for k in null_of(study, n, known)]
 
 # %% ../../nbs/study/12f_architectures.ipynb #c009
-def _row(g: Grid, name: str, column: str) -> np.ndarray:
-    return g.values[column][g.methods.index(name)]                                          # (subjects, seeds)
-
 def estimate(side: Side, f: Finding, kind: str) -> tuple[Estimate|None, bool]:
     "(q of a finding in one world, whether its null is nowhere as faithful); None: less faithful than the base."
     g = side.grid
     if f.about == 'null':
         x = gain(g, f.method, nulls(side.study, g.methods)[f.against], kind)
         return x.gained, x.beyond
-    x = _row(g, f.method, kind)
-    return mean_over(g, x if f.about == 'loss' else _row(g, f.against, kind) - x), False
+    return mean_of(g, f.method, kind) if f.about == 'loss' else more_of(g, f.against, f.method, kind), False
 
 def holds(low: float, high: float, beyond: bool=False) -> str:
     """Of a finding in one world: holds, the reverse, not decided, or not comparable (more drift, and more likeness

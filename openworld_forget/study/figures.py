@@ -15,13 +15,15 @@ from ..metrics.color import TERMS
 from ..metrics.registry import line, pick
 from ..metrics.semantic import confusion
 from ..show import CEILING, FLOOR, INK
-from .fronts import KINDS
+from .fronts import KINDS, WITH_FIDELITY
 from .run import Answers
 
 # %% ../../nbs/study/15_figures.ipynb #c010
-def spans(t: pd.DataFrame) -> np.ndarray:
-    "How far the intervals of rows reach to both sides of their values, [2, n]; 0 where there is no interval."
-    v, low, high = (t[c].to_numpy(float) for c in ('value', 'low', 'high'))
+def spans(t: pd.DataFrame, kind: str='') -> np.ndarray:
+    """How far the intervals of rows reach to both sides of their values, [2, n]; 0 where there is no interval. Columns
+    value, low, high, or those of a kind: lpips, lpips_low, lpips_high."""
+    columns = (kind, f'{kind}_low', f'{kind}_high') if kind else ('value', 'low', 'high')
+    v, low, high = (t[c].to_numpy(float) for c in columns)
     return np.nan_to_num([np.maximum(v - low, 0), np.maximum(high - v, 0)])
 
 # %% ../../nbs/study/15_figures.ipynb #c010lege
@@ -235,7 +237,7 @@ def fronts_panel(
         c = FLOOR if null else colors[f]
         ax.plot(x, y, '-' if null else '--', color=c, lw=3 if null else 1, alpha=.6, zorder=1)
         mark = 'o' if null else marks[own.index(f) % len(marks)]
-        ax.errorbar(d.fidelity, d[kind], yerr=np.nan_to_num([d[kind] - d[f'{kind}_low'], d[f'{kind}_high'] - d[kind]]),
+        ax.errorbar(d.fidelity, d[kind], yerr=spans(d, kind),
                     fmt=mark, ms=5, color=c, lw=1, zorder=2 + (not null), label=f'{f}, turned down' if null else f)
     ax.axhline(members[f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='fidelity (cosine to the photos)', ylabel=label or kind)
@@ -291,11 +293,10 @@ def levers_figure(
     fig, axes = plt.subplots(max(len(rows), 1), 4, figsize=(15, 3.1*max(len(rows), 1)), squeeze=False, sharey='col')
     for row, (field, d) in zip(axes, rows.items()):
         at = {x: i for i, x in enumerate(sorted(set(d['at'])))}
-        for a, (kind, label) in zip(row, dict(**KINDS, fidelity='fidelity').items()):
+        for a, (kind, label) in zip(row, WITH_FIDELITY.items()):
             for i, (family, f) in enumerate(d.sort_values('at').groupby('family', sort=False)):
                 x = f['at'].map(at) + .1*(i - .5)                           # side by side, so that ends can be told apart
-                ends = np.nan_to_num([f[kind] - f[f'{kind}_low'], f[f'{kind}_high'] - f[kind]])
-                a.errorbar(x, f[kind], yerr=ends, fmt='os'[i % 2] + '-', ms=4, lw=1.2, elinewidth=.8, color=f'C{i}', label=family.split(':')[0])
+                a.errorbar(x, f[kind], yerr=spans(f, kind), fmt='os'[i % 2] + '-', ms=4, lw=1.2, elinewidth=.8, color=f'C{i}', label=family.split(':')[0])
             a.axhline(d['fidelity_base' if kind == 'fidelity' else f'{kind}_floor'].mean(), color=FLOOR, ls=':', lw=1)
             a.set(xlabel=field.split('.')[-1], ylabel=label, xticks=list(at.values()),
                   xticklabels=['all' if np.isinf(x) else f'{x:g}' for x in at])
@@ -317,8 +318,7 @@ def stage_panel(
     marks, colors = 'osD^vPX*<>', dict(zip(own, sns.color_palette('colorblind', max(len(own), 1))))
     for i, (name, d) in enumerate(table.groupby(by, sort=False)):
         x = d.stage + .08*(i - (len(lines) - 1)/2)              # side by side, so that ends can be told apart
-        ends = np.nan_to_num([d.value - d.low, d.high - d.value])
-        ax.errorbar(x, d.value, yerr=ends, fmt=marks[i % len(marks)] + ('--' if name in grey else '-'), ms=4, lw=1.2, elinewidth=.8,
+        ax.errorbar(x, d.value, yerr=spans(d), fmt=marks[i % len(marks)] + ('--' if name in grey else '-'), ms=4, lw=1.2, elinewidth=.8,
                     color=colors.get(name, FLOOR), label=name)
     ax.axhline(table.floor.mean(), color=FLOOR, ls=':', lw=1)
     ax.set(xlabel='subjects learned', ylabel=label, xticks=sorted(set(table.stage)))
