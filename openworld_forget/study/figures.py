@@ -338,15 +338,12 @@ def stages_figure(
     "Every kind of drift of the open world after each stage, a row per kind of adaptation; grey: updates turned down."
     weaker = tuple(m for m in dict.fromkeys(stages.method) if study.method(m).strength < 1)
     rows = _rows(study, dict.fromkeys(stages.method))
-    fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False)
+    fig, axes = plt.subplots(len(rows), 3, figsize=(14, 3.3*len(rows)), squeeze=False, sharey='col')
     world = stages[stages.subject == '']
     for row, names in zip(axes, rows):
         for a, (kind, label) in zip(row, KINDS.items()):
             stage_panel(world[world.method.isin(names) & (world.kind == kind)], label=label, ax=a, grey=weaker)
         legend_beside(row[2])
-    for column in axes.T:                                                   # one scale for all kinds of adaptation
-        low, high = zip(*(a.get_ylim() for a in column))
-        for a in column: a.set_ylim(min(low), max(high))
     return fig
 
 def subjects_figure(
