@@ -7,9 +7,9 @@ __all__ = ['RANK', 'BEST', 'NAMES', 'SEES', 'OUTCOMES', 'FACES', 'OTHERS', 'ANY'
            'images_of_study', 'by_seed', 'of_subjects', 'words_of', 'images_of', 'kept_by', 'above', 'rank_correlation',
            'area_under', 'Value', 'over_both', 'agreement', 'ceiling', 'halves', 'elsewhere', 'completed',
            'predictions', 'by_predictor', 'oriented', 'adjusted', 'of_outcome', 'of_ceiling', 'predictors_table',
-           'run_points', 'one_run', 'forecast_of', 'apart_by', 'checked', 'by_line', 'over_words', 'totals_table',
-           'trained_as', 'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said', 'forecasts_of',
-           'said_of_predictors', 'said_of_totals']
+           'run_points', 'one_run', 'forecast_of', 'apart_by', 'checked', 'runs_table', 'by_line', 'over_words',
+           'totals_table', 'trained_as', 'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said',
+           'forecasts_of', 'said_of_predictors', 'said_of_totals']
 
 # %% ../../nbs/study/12d_foresee.ipynb #c003
 from pathlib import Path
@@ -270,6 +270,12 @@ def checked(t: pd.DataFrame, way: pd.Series) -> pd.DataFrame:
         rows += [(c, words[c], s, v, f.value, *f.ends()) for (c, s), v in runs.items()]
     return pd.DataFrame(rows, columns=['subject', 'word', 'seed', 'value', 'forecast', 'low', 'high'])
 
+def runs_table(t: pd.DataFrame) -> pd.DataFrame:
+    "`checked` of every method and way to set subjects apart."
+    done = ((m, k, checked(d, way)) for m, d in t.groupby('method', sort=False) for k, way in apart_by(d).items())
+    tables = [c.assign(method=m, apart=k) for m, k, c in done]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
 def by_line(x: pd.Series, y: pd.Series, way: pd.Series) -> pd.Series:
     "Every y forecast by the least-squares line through the (x, y) of subjects of other groups."
     def one(c):
@@ -382,14 +388,14 @@ def said_of_predictors(table: pd.DataFrame, method: str, outcome: str='lost') ->
 
 WAYS = dict(classes='by class left out', kinds='faces from objects, and the reverse, two forecasts in all')
 
-def said_of_totals(t: pd.DataFrame, totals: pd.DataFrame, method: str) -> str:
-    "How many points one run loses, and how well that is forecast by subjects of other classes, against two nulls."
-    t = t[t.method == method]
+def said_of_totals(known: pd.DataFrame, totals: pd.DataFrame, method: str) -> str:
+    """How many points one run loses (`forecast_rows`), and how well that is forecast by subjects of other classes, against
+    two nulls (`totals_table`)."""
     own = totals[totals.method == method] if len(totals) else totals
-    few = f'a forecast needs subjects of four classes or more, and there are {t.word.nunique()}.'
-    if own.empty: return f'**{method}**: {few}'
+    if own.empty: return f'**{method}**: a forecast that can be checked needs subjects of four classes or more.'
+    r = known[known.name == method].iloc[0]
     out = (f'**{method}**: one new run, of a subject of another class and on other images, loses about '
-           f'{forecast_of(t).said(1)} points of accuracy among six prompts. ')
+           f'{with_ends(r.points, r.low, r.high, 1)} points of accuracy among six prompts. ')
     for k, d in own.groupby('apart', sort=False):
         d = d.set_index('forecast')
         off = lambda f: with_ends(d.error[f], d.low[f], d.high[f], 1)
