@@ -6,7 +6,7 @@
 __all__ = ['SWATCH', 'spans', 'legend_beside', 'forest', 'confusion_map', 'changed_confusions', 'worst_confusions', 'tradeoff',
            'by_method', 'suspects_map', 'sweep', 'color_bars', 'transport_map', 'fronts_panel', 'drifts_figure',
            'fronts_figure', 'gains_figure', 'levers_figure', 'stage_panel', 'stages_figure', 'subjects_figure',
-           'predictors_panel', 'forecast_panel']
+           'predictors_panel', 'forecast_panel', 'predictors_figure', 'forecasts_figure', 'findings_figure']
 
 # %% ../../nbs/study/15_figures.ipynb #c003
 import numpy as np, pandas as pd, seaborn as sns, matplotlib.pyplot as plt
@@ -400,3 +400,42 @@ def forecast_panel(
     ax.set(yticks=range(len(at)), yticklabels=list(at), xlabel='accuracy lost among six prompts (points)', title=title,
            ylim=(len(at) - .5, -.5))
     return ax
+
+# %% ../../nbs/study/15_figures.ipynb #c037fig
+def predictors_figure(table: pd.DataFrame):     # rows of `foresee.predictors_table`
+    "A row of panels per outcome, a column per method."
+    methods, outcomes = (list(dict.fromkeys(table[k])) for k in ('method', 'outcome'))
+    fig, ax = plt.subplots(len(outcomes), len(methods), figsize=(6.2*len(methods), 3.6*len(outcomes)), sharey=True,
+                           squeeze=False)
+    for row, k in zip(ax, outcomes):
+        for a, m in zip(row, methods): predictors_panel(table, m, a, k)
+    return fig
+
+def forecasts_figure(runs: pd.DataFrame):       # rows of `foresee.runs_table`
+    "A row of panels per method, a column per way to set subjects apart."
+    methods, ways = (list(dict.fromkeys(runs[k])) for k in ('method', 'apart'))
+    size = (5.6*len(ways), len(methods)*(1 + .28*runs.subject.nunique()))
+    fig, ax = plt.subplots(len(methods), len(ways), figsize=size, squeeze=False, sharex=True)
+    for row, m in zip(ax, methods):
+        for a, k in zip(row, ways):
+            forecast_panel(runs[(runs.method == m) & (runs.apart == k)], f'{m}, by {k}', a)
+            if m != methods[-1]: a.set_xlabel('')
+    return fig
+
+
+# %% ../../nbs/study/15_figures.ipynb #c040
+def findings_figure(t: pd.DataFrame):           # rows of `architectures.findings_table`
+    "A panel per kind of drift, a row per finding (the same in all panels), a point per world."
+    t = t[t.value.notna()].assign(floor=np.nan)
+    t['row'] = t.finding.replace({'`': '', ', which lacks the correction': '', ' to the same likeness': ''}, regex=True)
+    every = pd.MultiIndex.from_product([t.row.unique(), t.world.unique()], names=['row', 'world'])
+    fig, ax = plt.subplots(1, len(KINDS), figsize=(16, 1 + .42*t.row.nunique()), sharey=True)
+    for a, (k, label) in zip(ax, KINDS.items()):
+        d = t[t.kind == k].set_index(['row', 'world']).reindex(every).reset_index()
+        forest(d, y='row', hue='world', xlabel=label, ax=a)
+        for c in a.collections: c.set_label('_')            # there is no floor
+        if a is ax[-1]: legend_beside(a)
+        else: a.get_legend().remove()
+        a.locator_params(axis='x', nbins=5)
+    return fig
+
