@@ -1,13 +1,15 @@
 """Can drift be foreseen? One tiny study from the file to the report and the plan that reads it."""
-import numpy as np, pytest, torch
+import json, re
+import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import t as student
 from openworld_forget.core import ForgetError, rng
 from openworld_forget.metrics.stats import mean_interval_of
 from openworld_forget.study import step_foresee
 from openworld_forget.study.foresee import images_of_study, kept_by, one_run, oriented, over_both, rank_correlation, with_outcomes
 from openworld_forget.study.plan import forwards, plan
-from openworld_forget.study.records import FORESEEN, READS, Study
-from openworld_forget.study.step_foresee import COLUMNS, PREDICTORS, lead_of, looked_ahead, shown
+from openworld_forget.study.records import FORESEEN, READS, Study, run_folder
+from openworld_forget.study.results import template_code
+from openworld_forget.study.step_foresee import COLUMNS, FILE, PREDICTORS, lead_of, looked_ahead, shown
 from openworld_forget.study.run import Run
 
 STUDY = Study(name='foreseen', concepts=['cat-noto', 'dog-fluent'], methods=['lora-plain'], seeds=[0, 1], steps=['foresee'], reports=['forecast'],
@@ -48,6 +50,31 @@ def test_the_plan_has_a_step_a_run_keyed_by_its_images(tmp_path, monkeypatch):
 
 def test_a_study_without_such_runs_is_refused(tmp_path):
     with pytest.raises(ForgetError, match=r'steps: .foresee'): images_of_study(STUDY, tmp_path)
+
+def test_the_report_runs_on_made_up_runs(tmp_path):
+    "Every cell of the template, in this process: six classes of subjects, of which the gradient knows all and the nulls nothing."
+    import matplotlib.pyplot as plt
+    words = {'cat-noto': 'cat face', 'dog-fluent': 'dog face', 'robot-fluent': 'robot', 'tulip-fluent': 'tulip', 'rocket-fluent': 'rocket',
+             'guitar-fluent': 'guitar'}
+    study = STUDY.but(concepts=list(words), methods=['db-plain', 'lora-plain'])
+    g, home = rng(0, 'report'), tmp_path/'made'
+    for c, w in words.items():
+        truth = g.standard_normal(48)
+        for m in study.methods:
+            for s in study.seeds:
+                folder = run_folder(home, c, m, s); folder.mkdir(parents=True)
+                known = {p: g.standard_normal(48) for p in PREDICTORS} | dict(gradient=truth, after=.3 - truth - .1*g.standard_normal(48))
+                images = dict(word=w, benchmark=['a', 'b']*24, split='heldout', number=range(48), base=.3) | {'class': [f'x{i//4}' for i in range(48)]}
+                pd.DataFrame(images | known)[COLUMNS].to_csv(folder/FILE, index=False)
+    pd.DataFrame({'x': [1]}).to_parquet(home/'done.parquet')
+    code = template_code('forecast'); said = dict(study=study.model_dump_json(), home=str(home))
+    for k, v in said.items(): code = re.sub(rf"(?m)^{k} = .*$", lambda m, k=k, v=v: f'{k} = {v!r}', code)
+    exec(compile(code, 'forecast', 'exec'), {}); plt.close('all')
+    made_of = json.loads((home/'forecast.json').read_text()); assert all((home/f).is_file() for f in made_of['files'])
+    text, runs = (home/'forecast.txt').read_text(), pd.read_csv(home/'tables/forecast-runs.csv')
+    assert text.count('Shown to be better than the null (Holm over 7 predictors): gradient alignment') >= 2 and '(12 runs, 6 classes)' in text
+    assert len(runs) == 2*2*12 and set(runs.apart) == {'classes', 'kinds'}
+    assert all((home/f'figures/{f}.png').is_file() for f in ('forecast', 'predictors'))
 
 def test_the_study_file_says_what_it_needs():
     from openworld_forget.study.files import read_study
