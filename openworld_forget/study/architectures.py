@@ -43,9 +43,9 @@ def checked_in(study: Study, file: str) -> pd.DataFrame|None:
     said = read_json(root()/'nbs/results/manifest.json').get('runs', {}).get(study.name, {})
     return pd.read_csv(root()/'nbs/results'/f'{study.name}.csv') if said.get('study') == file else None
 
-def sides(a: Study, a_home: Path, b: Study, b_home: Path, known: pd.DataFrame|None=None) -> tuple[Side, Side]:
-    """Both studies, of the methods that both have run on all the subjects and seeds that both have. `known`: cells of
-    the first that were run elsewhere, for methods that are not whole in its folder."""
+def sides(a: Study, a_home: Path, b: Study, b_home: Path, known=(None, None)) -> tuple[Side, Side]:
+    """Both studies, of the methods that both have run on all the subjects and seeds that both have. `known`: tables of
+    cells of the first and the second that were run elsewhere, for methods that are not whole in its folder."""
     names, subjects = in_both(a, b), [c for c in a.concepts if c in b.concepts]
     if not subjects: raise ForgetError(f'The studies {a.name} and {b.name} have no subject in common.')
     seeds = [s for s in a.seeds if s in b.seeds]
@@ -57,7 +57,7 @@ def sides(a: Study, a_home: Path, b: Study, b_home: Path, known: pd.DataFrame|No
         try: t = cells(part, home)
         except ForgetError: t = known.iloc[:0]
         return lent(part, t, part, known)
-    x, y = one(a, a_home, known), one(b, b_home)
+    x, y = one(a, a_home, known[0]), one(b, b_home, known[1])
     done = [m for m in names if m in set(x.method) & set(y.method)]
     if not done:
         raise ForgetError(f'The studies {a.name} and {b.name} have no method in common that is done on all their subjects '
