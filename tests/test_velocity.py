@@ -163,7 +163,7 @@ def test_what_is_checked_in_stands_for_runs_that_are_not_there_and_half_a_method
     from openworld_forget.study.fronts import cells
     first, a, second, b = pair; known = cells(first, a)
     x, y = sides(first, tmp_path, second, b, (known, None)); assert x.grid.methods == first.methods and x.grid.values['drop'].shape == (8, 2, 3)
-    z = sides(first, tmp_path, second, tmp_path, (known, cells(second, b))); assert findings_table(*z).equals(findings_table(x, y))      # neither folder is here
+    z = sides(first, tmp_path, second, tmp_path, (known, cells(second, b))); assert findings_table(*z).equals(findings_table(x, y))
     some = made(first.but(methods=['db-plain', 'db-25']), tmp_path/'some', skip=[('db-25', 'cat-noto', 0)])
     x, _ = sides(first, some, second, b); assert x.grid.methods == ['db-plain']                          # half a method is none
     x, _ = sides(first, some, second, b, (known[known.method != 'lora-plain'], None)); assert set(x.grid.methods) == set(first.methods) - {'lora-plain'}
