@@ -72,7 +72,7 @@ def test_the_report_runs_on_made_up_runs(tmp_path):
     exec(compile(code, 'forecast', 'exec'), {}); plt.close('all')
     made_of = json.loads((home/'forecast.json').read_text()); assert all((home/f).is_file() for f in made_of['files'])
     text, runs = (home/'forecast.txt').read_text(), pd.read_csv(home/'tables/forecast-runs.csv')
-    assert text.count('Shown to be better than the null (Holm over 7 predictors): gradient alignment') >= 2 and '(12 runs, 6 classes)' in text
+    assert text.count('Shown to be better than the null (Holm over 8 predictors): gradient alignment') >= 2 and '(12 runs, 6 classes)' in text
     assert len(runs) == 2*2*12 and set(runs.apart) == {'classes', 'kinds'}
     assert all((home/f'figures/{f}.png').is_file() for f in ('forecast', 'predictors'))
 

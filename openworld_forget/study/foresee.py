@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANK', 'BEST', 'NAMES', 'SEES', 'OUTCOMES', 'FACES', 'OTHERS', 'ANY', 'NOTHING', 'KNOWN', 'WAYS', 'with_outcomes',
            'images_of_study', 'by_seed', 'of_subjects', 'words_of', 'images_of', 'kept_by', 'above', 'rank_correlation',
-           'area_under', 'Value', 'over_both', 'agreement', 'ceiling', 'halves', 'elsewhere', 'completed',
+           'area_under', 'Value', 'over_both', 'agreement', 'ceiling', 'halves', 'places', 'elsewhere', 'completed',
            'predictions', 'by_predictor', 'oriented', 'adjusted', 'of_outcome', 'of_ceiling', 'predictors_table',
            'run_points', 'one_run', 'forecast_of', 'apart_by', 'checked', 'runs_table', 'by_line', 'over_words',
            'totals_table', 'trained_as', 'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said',
@@ -128,8 +128,13 @@ def halves(images: pd.DataFrame) -> np.ndarray:
     "Half of its benchmark, 0 or 1, of every image [N] of `images_of`: every second class."
     return (images.groupby('benchmark', sort=False)['class'].transform(lambda c: pd.factorize(c)[0]) % 2).to_numpy(int)
 
+def places(images: pd.DataFrame) -> np.ndarray:
+    "Which image of its class, 0, 1, ..., every image [N] of `images_of` is."
+    return images.groupby(['benchmark', 'class'], sort=False).cumcount().to_numpy(int)
+
 def elsewhere(others: np.ndarray, groups: np.ndarray, half: np.ndarray) -> np.ndarray:
-    "For each image the mean over other subjects [K, N] and the images of its group [N] that are in the other half [N]."
+    """For each image the mean over other subjects [K, N] and the images of its group [N] that are in another part [N] of
+    it than the image."""
     mean = others.mean(0)                                                                   # (N,)
     return np.array([mean[(groups == g) & (half != h)].mean() for g, h in zip(groups, half)])
 
@@ -143,19 +148,22 @@ BEST = '(null)'         # the null that other subjects say is best
 
 NAMES = dict(margin='the lead of the base', text='likeness in words', image='likeness in pictures',
              gradient='gradient alignment', adam="Adam's direction", kernel='the kernel form', short='a run of one twentieth',
-             elsewhere='other subjects on other images', others='other subjects on the same images',
+             elsewhere='other subjects on other classes', kin='other subjects on other images of the class', others='other subjects on the same images',
              completed='other subjects\' patterns with a twentieth') | {BEST: 'the best null, as others say'}
 
 SEES = dict.fromkeys([*NULLS, BEST, *PREDICTORS], 'nothing') | dict(     # predictor -> what it has seen of the answer
-    short='a twentieth of the training', elsewhere='other subjects, other images',
+    short='a twentieth of the training', elsewhere='other subjects, other images', kin='other subjects, other images',
     others='other subjects, the same images', completed='other subjects, the same images, and a twentieth')
 
 def predictions(t: pd.DataFrame) -> dict[str, pd.DataFrame]:
     "Predictor -> what it says of one method's images, subjects x images; what others say leaves the class out."
     lost, words, images = of_subjects(t), words_of(t), images_of(t)
     out = {p: of_subjects(t, p).loc[lost.index, lost.columns] for p in PREDICTORS}
-    groups, half = images.benchmark.to_numpy(), halves(images)
-    ways = dict(elsewhere=lambda o, s: elsewhere(o, groups, half), others=lambda o, s: o.mean(0), completed=completed)
+    groups, half, place = images.benchmark.to_numpy(), halves(images), places(images)
+    classes = (images.benchmark + '/' + images['class']).to_numpy()
+    ways = dict(elsewhere=lambda o, s: elsewhere(o, groups, half), kin=lambda o, s: elsewhere(o, classes, place),
+                others=lambda o, s: o.mean(0), completed=completed)
+    if images.groupby(['benchmark', 'class']).size().min() < 2: del ways['kin']             # no other image
     if words.nunique() < 2: return out
     for k, way in ways.items():
         rows = [way(lost[words != words[c]].to_numpy(), out['short'].loc[c].to_numpy()) for c in lost.index]
