@@ -65,9 +65,10 @@ def arguments(argv) -> argparse.Namespace:
     sub = ap.add_subparsers(dest='what', required=True, metavar='COMMAND')
     _audit_arguments(sub.add_parser('audit', help='what did this file break?', description=READ))
     studies = dict(run='run a study: every step that is not done, then its report', plan='what `run` would do')
-    for name, text in (studies | {k: text for k, (_, text) in CHECKS.items()}).items():
-        p = sub.add_parser(name, help=text, add_help=False)
-        p.add_argument('rest', nargs=argparse.REMAINDER)
+    others = studies | {k: text for k, (_, text) in CHECKS.items()}
+    for name, text in others.items(): sub.add_parser(name, help=text)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] and argv[0] in others: return argparse.Namespace(what=argv[0], rest=argv[1:])     # they read their own options
     return ap.parse_args(argv)
 
 # %% ../../nbs/audit/09_command.ipynb #c008
@@ -208,7 +209,8 @@ def main(argv=None, startup: float=8.) -> int:
     if a.what in CHECKS:
         module = importlib.import_module(f'{PACKAGE}.{CHECKS[a.what][0]}')
         return guarded(lambda: module.command(a.rest))
-    if a.what != 'audit': return study_main([*a.rest, *(['--dry-run'] if a.what == 'plan' else [])], startup)
+    if a.what != 'audit':
+        return study_main([*a.rest, *(['--dry-run'] if a.what == 'plan' else [])], startup, f'owf {a.what}')
     return guarded(lambda: audit(a, startup))
 
 def command_line():

@@ -57,9 +57,9 @@ def _names(text: str) -> list[str]:
     if not all(names): raise argparse.ArgumentTypeError(f'{text!r} is no list of names with commas between them')
     return names
 
-def _arguments(argv):
+def _arguments(argv, prog):
     ap = argparse.ArgumentParser(
-        prog='openworld_forget.study', description='Run a study: every step that is not done, then the report.')
+        prog=prog, description='Run a study: every step that is not done, then the report.')
     ap.add_argument('study', nargs='?', help='a YAML file, see studies/')
     for what in PARTS:
         ap.add_argument(f'--{what}', type=_names, metavar='A,B', help=f'only these {what} of the study; no report')
@@ -166,9 +166,9 @@ def guarded(work) -> int:
             return 2
 
 # %% ../../nbs/study/17_main.ipynb #c064main00e2
-def main(argv=None, startup: float=STARTUP) -> int:
+def main(argv=None, startup: float=STARTUP, prog: str='openworld_forget.study') -> int:
     "`python -m openworld_forget.study studies/reproduce.yaml`; the exit code."
-    a = _arguments(argv)
+    a = _arguments(argv, prog)
     def clear():
         print(clear_shared(a.older_than or 0., a.dry_run), flush=True)
         return 0
