@@ -74,7 +74,7 @@ def contact_sheet(world: World, styles=('noto', 'flat', 'outline', 'glossy')) ->
 # a template of running text
 CARD = """# The mini world: model card
 
-Two sets of weights, both trained by the notebooks in `nbs/mini` and by nothing else:
+Two sets of weights, both trained by the notebooks in `nbs/mini` and by nothing else (a third, `mini-v`, is the denoiser of `mini` trained on to predict velocities, with a card in its folder):
 `mini` (a `StableDiffusionPipeline`: CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel; 64 px images, 8 x 8 x 16 latents, epsilon prediction, Stable Diffusion's schedule)
 and `mini-clip` (a `CLIPModel` that only judges; trained apart from the text encoder of `mini`).
 
