@@ -369,7 +369,7 @@ def subjects_figure(
 def predictors_panel(
     table: pd.DataFrame,        # rows of `foresee.predictors_table`
     method: str, ax=None,
-    outcome: str='lost',        # or 'flipped'
+    outcome: str='lost',        # or 'flipped', 'beyond'
 ):
     "Every predictor of an outcome with its interval; nulls grey, what has seen a part of the answer open, ceiling dashed."
     if ax is None: _, ax = plt.subplots(figsize=(5, 3.4))
@@ -380,9 +380,10 @@ def predictors_panel(
         free = r.sees == 'nothing'
         ax.errorbar(r.value, i, xerr=np.nan_to_num([[r.value - r.low], [r.high - r.value]]), fmt='o', ms=6, lw=1.4,
                     color=FLOOR if null else 'C0', mfc=None if free else 'white')
-    ax.axvline(dict(lost=0, flipped=.5)[outcome], color='black', lw=.8)
+    ax.axvline(.5 if outcome == 'flipped' else 0, color='black', lw=.8)
     if len(ceiling): ax.axvline(ceiling.value.iloc[0], color='black', ls='--', lw=1)
-    what = dict(lost='rank correlation with the lead lost', flipped='area under the curve of flips')[outcome]
+    what = dict(lost='rank correlation with the lead lost', flipped='area under the curve of flips',
+                beyond='the same, given what others lost')[outcome]
     ax.set(yticks=range(len(d)), yticklabels=d.label, xlabel=what, title=method, ylim=(len(d) - .5, -.5))
     return ax
 
@@ -405,7 +406,7 @@ def forecast_panel(
 def predictors_figure(table: pd.DataFrame):     # rows of `foresee.predictors_table`
     "A row of panels per outcome, a column per method."
     methods, outcomes = (list(dict.fromkeys(table[k])) for k in ('method', 'outcome'))
-    fig, ax = plt.subplots(len(outcomes), len(methods), figsize=(6.2*len(methods), 3.6*len(outcomes)), sharey=True,
+    fig, ax = plt.subplots(len(outcomes), len(methods), figsize=(6.2*len(methods), 3.6*len(outcomes)), sharey='row',
                            squeeze=False)
     for row, k in zip(ax, outcomes):
         for a, m in zip(row, methods): predictors_panel(table, m, a, k)
