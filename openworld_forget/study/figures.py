@@ -383,7 +383,7 @@ def predictors_panel(
     ax.axvline(.5 if outcome == 'flipped' else 0, color='black', lw=.8)
     if len(ceiling): ax.axvline(ceiling.value.iloc[0], color='black', ls='--', lw=1)
     what = dict(lost='rank correlation with the lead lost', flipped='area under the curve of flips',
-                beyond='the same, given what others lost')[outcome]
+                beyond='partial rank correlation, given what others lost')[outcome]
     ax.set(yticks=range(len(d)), yticklabels=d.label, xlabel=what, title=method, ylim=(len(d) - .5, -.5))
     return ax
 
