@@ -7,7 +7,7 @@ __all__ = ['RANK', 'BEST', 'NAMES', 'SEES', 'OUTCOMES', 'BEYOND', 'FACES', 'OTHE
            'with_outcomes', 'images_of_study', 'by_seed', 'of_subjects', 'words_of', 'images_of', 'kept_by', 'above',
            'ranks', 'along', 'rank_correlation', 'area_under', 'Value', 'over_both', 'agreement', 'ceiling', 'halves',
            'places', 'elsewhere', 'completed', 'predictions', 'by_predictor', 'oriented', 'adjusted', 'of_outcome',
-           'of_ceiling', 'partial', 'own_and_foreign', 'of_beyond', 'predictors_table', 'run_points', 'one_run',
+           'of_ceiling', 'partial', 'own_and_lead', 'of_beyond', 'predictors_table', 'run_points', 'one_run',
            'forecast_of', 'apart_by', 'checked', 'runs_table', 'by_line', 'over_words', 'totals_table', 'trained_as',
            'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said', 'forecasts_of', 'said_of_predictors',
            'said_of_totals', 'said_of_beyond']
@@ -210,7 +210,9 @@ def adjusted(values: dict[str, Value]) -> dict[str, float]:
 
 def of_outcome(outcome: str, v: dict[str, np.ndarray], words) -> list[dict]:
     "Rows of `predictors_table` for one method and outcome, nulls first."
-    signed, best = oriented(np.stack([v[p] for p in NULLS]), words, OUTCOMES[outcome])
+    raw = np.stack([v[p] for p in NULLS])
+    sign_of = dict(zip(NULLS, np.sign(np.nanmean(raw[:, 0], -1) - OUTCOMES[outcome])))
+    signed, best = oriented(raw, words, OUTCOMES[outcome])
     v = {**v, **dict(zip(NULLS, signed)), BEST: best}
     over = {p: over_both(v[p] - best, words) for p in v if p not in (*NULLS, BEST)}
     p_of, none, rows = adjusted(over), Value(np.nan, np.nan, np.nan), []
@@ -218,7 +220,7 @@ def of_outcome(outcome: str, v: dict[str, np.ndarray], words) -> list[dict]:
         e, o = over_both(v[p], words), over.get(p, none)
         ends = dict(zip(('low', 'high', 'over_low', 'over_high'), (*e.ends(), *o.ends())))
         rows.append(dict(outcome=outcome, predictor=p, label=NAMES[p], sees=SEES[p], value=e.value, over=o.value,
-                         p=p_of.get(p, np.nan), **ends))
+                         p=p_of.get(p, np.nan), sign=sign_of.get(p, np.nan), **ends))
     return rows
 
 def of_ceiling(t: pd.DataFrame) -> dict:
@@ -239,22 +241,27 @@ def partial(x, y, z) -> np.ndarray:
     xy, xz, yz = along(x, y), along(x, z), along(y, z)
     return (xy - xz*yz)/((1 - xz**2)*(1 - yz**2))**.5
 
-def own_and_foreign(x, y, z, words, W) -> tuple[np.ndarray, np.ndarray]:
-    """Equation (4) of x, y, z [K, N], each [1 + C, K]: with every subject's own predictor, and the mean with those of
-    subjects of other classes (`words` [K])."""
-    x, y, z = ([ranks(v, W) for v in rows] for rows in (x, y, z))
-    words, each = np.asarray(words), range(len(x))
-    by = [[partial(x[j], y[k], z[k]) for j in each] for k in each]                          # [K][K] of (1 + C,)
-    foreign = [np.mean([by[k][j] for j in each if words[j] != words[k]], 0) for k in each]
-    return np.stack([by[k][k] for k in each], 1), np.stack(foreign, 1)
+def own_and_lead(x, y, words, W) -> tuple[np.ndarray, np.ndarray]:
+    """Of x and y [K, N], each [1 + C, K]: equation (4) with every subject's own predictor, and what that leads over the
+    predictors of subjects of other classes (`words` [K]), mean over these."""
+    words, rx, ry, each = np.asarray(words), *([ranks(v, W) for v in rows] for rows in (x, y)), range(len(x))
+    def z(*classes): return ranks(np.asarray(y)[~np.isin(words, classes)].mean(0), W)
+    own = [partial(rx[k], ry[k], z(words[k])) for k in each]
+    leads = []
+    for k in each:
+        rest = {w: z(words[k], w) for w in np.unique(words) if w != words[k]}
+        mine = {w: partial(rx[k], ry[k], v) for w, v in rest.items()}
+        leads.append(np.mean([mine[words[j]] - partial(rx[j], ry[k], rest[words[j]]) for j in each if words[j] in rest], 0))
+    return np.stack(own, 1), np.stack(leads, 1)
 
 def of_beyond(t: pd.DataFrame) -> list[dict]:
-    "Rows of `predictors_table` for one method: what predictors say beyond others; the base's lead is the same for all subjects."
+    """Rows of `predictors_table` for one method: what predictors say beyond others; but the base's lead, which is the same
+    for all subjects."""
     said, lost, words, images = predictions(t), of_subjects(t).to_numpy(), words_of(t), images_of(t)
     if words.nunique() < 3: return []
-    W, z = kept_by(images.benchmark + '/' + images['class']), said['others'].to_numpy()
-    v = {p: own_and_foreign(said[p].to_numpy(), lost, z, words, W) for p in PREDICTORS if p != 'margin'}
-    over = {p: over_both(own - foreign, words) for p, (own, foreign) in v.items()}
+    W = kept_by(images.benchmark + '/' + images['class'])
+    v = {p: own_and_lead(said[p].to_numpy(), lost, words, W) for p in PREDICTORS if p != 'margin'}
+    over = {p: over_both(lead, words) for p, (_, lead) in v.items()}
     p_of, rows = adjusted(over), []
     for p, (own, _) in v.items():
         e, o = over_both(own, words), over[p]
@@ -458,7 +465,7 @@ def said_of_totals(known: pd.DataFrame, totals: pd.DataFrame, method: str) -> st
         out += (f'Forecast {WAYS[k]} ({d.runs.iloc[0]} runs, {d.classes.iloc[0]} classes) it is off by {off(OTHERS)} '
                 f'points on average, with an interval {d.width[OTHERS]:.1f} wide; no drift is off by {off(NOTHING)}, '
                 f'the mean over all methods by {off(ANY)}; '
-                + (f'the floor, its own other seeds, by {off(SEEDS)}; ' if SEEDS in d.index else '')
+                + (f'for reference, its own other seeds by {off(SEEDS)}; ' if SEEDS in d.index else '')
                 + (f'better with {", ".join(better)}. ' if better else 'no predictor is shown to better it. '))
     return out.strip()
 
