@@ -1,5 +1,5 @@
 "What holds for the project as a whole: notebooks and generated files agree, nothing names a machine, nothing draws from global randomness."
-import ast, json, os, re, shutil, subprocess, sys
+import ast, builtins, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,33 @@ def test_python_in_the_readme_names_what_exists():
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S | re.M)
     found = [(n.module, a.name) for b in blocks for n in ast.walk(ast.parse(b)) if isinstance(n, ast.ImportFrom) for a in n.names]
     assert found and not [f for f in found if not hasattr(importlib.import_module(f[0]), f[1])]
+
+# ---- the documentation reads a signature where it stands: a string that names what comes later stops the build
+def unknown_names(nb):
+    "Names in strings of annotations of exported code that no cell so far has defined."
+    known, found = set(dir(builtins)), []
+    for c in (c for c in nb['cells'] if c['cell_type'] == 'code'):
+        body = ast.parse(''.join(f'{x}\n' for x in source(c).splitlines() if not x.lstrip().startswith(('%', '!')))).body
+        for n in body:
+            if isinstance(n, (ast.ClassDef, ast.FunctionDef)): known.add(n.name)
+            elif isinstance(n, (ast.Import, ast.ImportFrom)): known |= {(a.asname or a.name).split('.')[0] for a in n.names}
+            else: known |= {x.id for x in ast.walk(n) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
+        if not source(c).startswith('#| export'): continue
+        for n in (x for b in body for x in ast.walk(b)):
+            notes = [n.returns] if isinstance(n, ast.FunctionDef) else [n.annotation] if isinstance(n, (ast.arg, ast.AnnAssign)) else []
+            for a in filter(None, notes):
+                literal = {id(y) for x in ast.walk(a) if isinstance(x, ast.Subscript) and ast.unparse(x.value) == 'Literal' for y in ast.walk(x)}
+                said = [x.value for x in ast.walk(a) if isinstance(x, ast.Constant) and isinstance(x.value, str) and id(x) not in literal]
+                found += [x.id for t in said for x in ast.walk(ast.parse(t)) if isinstance(x, ast.Name) and x.id not in known]
+    return found
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_signatures_name_what_is_there(name):
+    assert not (found := unknown_names(notebook(NOTEBOOKS[name]))), found
+
+def test_a_signature_that_names_what_comes_later_is_found():
+    cells = [dict(cell_type='code', source=[f'#| export\n{s}']) for s in ("class A:\n    b: 'B|None' = None\n    c: Literal['x']", 'class B: pass', "def f(b: 'B'): pass")]
+    assert unknown_names(dict(cells=cells)) == ['B'] and not unknown_names(dict(cells=cells[1:]))
 
 def test_ruff():
     r = subprocess.run(
