@@ -188,7 +188,8 @@ def test_signatures_name_what_is_there(name):
     assert not (found := unknown_names(notebook(NOTEBOOKS[name]))), found
 
 def test_a_signature_that_names_what_comes_later_is_found():
-    cells = [dict(cell_type='code', source=[f'#| export\n{s}']) for s in ("class A:\n    b: 'B|None' = None\n    c: Literal['x']", 'class B: pass', "def f(b: 'B'): pass")]
+    code = "class A:\n    b: 'B|None' = None\n    c: Literal['x']", 'class B: pass', "def f(b: 'B'): pass"
+    cells = [dict(cell_type='code', source=[f'#| export\n{s}']) for s in code]
     assert unknown_names(dict(cells=cells)) == ['B'] and not unknown_names(dict(cells=cells[1:]))
 
 def test_ruff():
