@@ -6,11 +6,11 @@
 __all__ = ['RANK', 'BEST', 'NAMES', 'SEES', 'OUTCOMES', 'BEYOND', 'FACES', 'OTHERS', 'ANY', 'NOTHING', 'SEEDS', 'KNOWN', 'WAYS',
            'with_outcomes', 'images_of_study', 'by_seed', 'of_subjects', 'words_of', 'images_of', 'kept_by', 'above',
            'ranks', 'along', 'rank_correlation', 'area_under', 'Value', 'over_both', 'agreement', 'ceiling', 'halves',
-           'places', 'elsewhere', 'completed', 'predictions', 'by_predictor', 'oriented', 'adjusted', 'of_outcome',
-           'of_ceiling', 'partial', 'own_and_lead', 'of_beyond', 'predictors_table', 'run_points', 'one_run',
-           'forecast_of', 'apart_by', 'checked', 'runs_table', 'by_line', 'over_words', 'totals_table', 'trained_as',
-           'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said', 'forecasts_of', 'said_of_predictors',
-           'said_of_totals', 'said_of_beyond']
+           'places', 'elsewhere', 'completed', 'predictions', 'by_predictor', 'oriented', 'adjusted', 'row_of',
+           'of_outcome', 'of_ceiling', 'partial', 'own_and_lead', 'of_beyond', 'predictors_table', 'run_points',
+           'one_run', 'forecast_of', 'apart_by', 'checked', 'runs_table', 'by_line', 'over_words', 'totals_table',
+           'trained_as', 'weights_of', 'forecast_rows', 'known_forecasts', 'forecast_said', 'forecasts_of',
+           'said_of_predictors', 'said_of_totals', 'said_of_beyond']
 
 # %% ../../nbs/study/12d_foresee.ipynb #c003
 from pathlib import Path
@@ -208,6 +208,12 @@ def adjusted(values: dict[str, Value]) -> dict[str, float]:
     p = {k: v.p() for k, v in values.items() if np.isfinite(v.df)}
     return dict.fromkeys(values, np.nan) | (dict(zip(p, holm(list(p.values())))) if p else {})
 
+def row_of(outcome: str, p: str, value: Value, over: Value, holm_p: float, **more) -> dict:
+    "A row of `predictors_table`."
+    ends = dict(zip(('low', 'high', 'over_low', 'over_high'), (*value.ends(), *over.ends())))
+    return dict(outcome=outcome, predictor=p, label=NAMES[p], sees=SEES[p], value=value.value, over=over.value, p=holm_p,
+                **more, **ends)
+
 def of_outcome(outcome: str, v: dict[str, np.ndarray], words) -> list[dict]:
     "Rows of `predictors_table` for one method and outcome, nulls first."
     raw = np.stack([v[p] for p in NULLS])
@@ -215,13 +221,9 @@ def of_outcome(outcome: str, v: dict[str, np.ndarray], words) -> list[dict]:
     signed, best = oriented(raw, words, OUTCOMES[outcome])
     v = {**v, **dict(zip(NULLS, signed)), BEST: best}
     over = {p: over_both(v[p] - best, words) for p in v if p not in (*NULLS, BEST)}
-    p_of, none, rows = adjusted(over), Value(np.nan, np.nan, np.nan), []
-    for p in (p for p in SEES if p in v):
-        e, o = over_both(v[p], words), over.get(p, none)
-        ends = dict(zip(('low', 'high', 'over_low', 'over_high'), (*e.ends(), *o.ends())))
-        rows.append(dict(outcome=outcome, predictor=p, label=NAMES[p], sees=SEES[p], value=e.value, over=o.value,
-                         p=p_of.get(p, np.nan), sign=sign_of.get(p, np.nan), **ends))
-    return rows
+    p_of, none = adjusted(over), Value(np.nan, np.nan, np.nan)
+    return [row_of(outcome, p, over_both(v[p], words), over.get(p, none), p_of.get(p, np.nan), sign=sign_of.get(p, np.nan))
+            for p in SEES if p in v]
 
 def of_ceiling(t: pd.DataFrame) -> dict:
     "The row of the ceiling of one method: the seeds' agreement, mean over classes of subjects, through equation (1)."
@@ -231,7 +233,6 @@ def of_ceiling(t: pd.DataFrame) -> dict:
     value, low, high = (float(ceiling(r, seeds)) for r in (e.value, *e.ends()))
     return dict(outcome='lost', predictor='(ceiling)', label='(ceiling)', sees='the answer, with its noise',
                 value=value, low=low, high=high)
-
 
 # %% ../../nbs/study/12d_foresee.ipynb #c014c
 BEYOND = 'beyond'           # third outcome: what is lost, given what others lost
@@ -262,14 +263,8 @@ def of_beyond(t: pd.DataFrame) -> list[dict]:
     W = kept_by(images.benchmark + '/' + images['class'])
     v = {p: own_and_lead(said[p].to_numpy(), lost, words, W) for p in PREDICTORS if p != 'margin'}
     over = {p: over_both(lead, words) for p, (_, lead) in v.items()}
-    p_of, rows = adjusted(over), []
-    for p, (own, _) in v.items():
-        e, o = over_both(own, words), over[p]
-        ends = dict(zip(('low', 'high', 'over_low', 'over_high'), (*e.ends(), *o.ends())))
-        rows.append(dict(outcome=BEYOND, predictor=p, label=NAMES[p], sees=SEES[p], value=e.value, over=o.value, p=p_of[p],
-                         **ends))
-    return rows
-
+    p_of = adjusted(over)
+    return [row_of(BEYOND, p, over_both(own, words), over[p], p_of[p]) for p, (own, _) in v.items()]
 
 # %% ../../nbs/study/12d_foresee.ipynb #c014f
 def predictors_table(t: pd.DataFrame) -> pd.DataFrame:
@@ -481,4 +476,3 @@ def said_of_beyond(table: pd.DataFrame, method: str) -> str:
             f"predictors, each against the same of other subjects). "
             + (f'Shown to know the subject: {listed(shown)}. ' if shown else 'Nothing is shown to know the subject. ')
             + (f'Not shown: {listed(rest)}.' if rest else '')).strip()
-
