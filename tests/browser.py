@@ -4,6 +4,9 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
+class Gone(Exception):
+    "The page went while it was asked: it loads anew."
+
 class Browser:
     "One page. `run(js)` gives the value of an expression (a promise is waited for)."
     def __init__(self, folder: Path, url: str, width=1200, height=800, dark=False):
@@ -27,11 +30,14 @@ class Browser:
         self.open(url)
 
     def until(self, f, seconds=20):
+        "Wait until `f()` holds; a page that loads anew meanwhile is asked again."
         end = time.monotonic() + seconds
-        while not (found := f()):
+        while True:
+            try:
+                if found := f(): return found
+            except Gone: pass
             assert time.monotonic() < end, 'the page did not get there'
             time.sleep(.02)
-        return found
 
     def __call__(self, method, **params): return self.send(method, params, self.session)
     def browser(self, method, **params): return self.send(method, params, None)
@@ -45,7 +51,9 @@ class Browser:
         while True:
             m = json.loads(self.socket.recv())
             if m.get('id') == number:
-                assert 'error' not in m, m['error']
+                said = m.get('error', {}).get('message', '')
+                if any(w in said for w in ('navigated or closed', 'context was destroyed', 'Cannot find')): raise Gone(said)
+                assert not said, m['error']
                 return m['result']
             p = m.get('params', {})
             if m.get('method') == 'Page.javascriptDialogOpening':

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, Gone
 from openworld_forget.audit.command import main
 from openworld_forget.core import ForgetError, generator, read_json, save_tensors, write_json
 from openworld_forget.study.human import BASE, Design, Scene, design, finished, human_page, order, picture_uri, randoms, write_human
@@ -117,6 +117,8 @@ def test_a_rater_answers_with_keys_clicks_and_after_a_reload(home, plan, tmp_pat
         assert b.run('S.choices.length') == 0
         for s in todo[:6]: choose(keys[side(s)])
         assert b.run('document.documentElement.scrollWidth') == 400         # nothing is wider than a phone
+        with pytest.raises(Gone):                       # a page that loads anew while it is asked (CI met it in `reload`)
+            b.run('(setTimeout(() => location.reload(), 50), new Promise(r => setTimeout(r, 9000)))')
         b.reload()
         assert b.run('document.getElementById("resume").textContent') == f'Go on as Łukasz 2 (6 of {len(todo)} done)'
         b.click('#resume'); b.click('#go')
