@@ -47,12 +47,14 @@ _LOADED = {p: p.read_bytes() for m in modules() if (p := _path(m))}
 
 _PROCESS = os.urandom(8).hex()
 
+_decoded = lru_cache(maxsize=512)(bytes.decode)                  # one text, whose hash Python keeps
+
 def _text(path: Path) -> str:
     """The source in a file. If it was edited since this process began, a text that no other process has: nobody can
     tell which of the two runs here."""
     now = path.read_bytes()
     before = _LOADED.setdefault(path, now)
-    return now.decode() + (f'\n# edited under process {_PROCESS}' if now != before else '')
+    return _decoded(now) + (f'\n# edited under process {_PROCESS}' if now != before else '')
 
 @lru_cache(maxsize=512)
 def _part(text: str, name: str) -> str:
@@ -152,11 +154,15 @@ def reached(*names: str) -> tuple[dict[str, str], set[str]]:
     return texts, libraries - set(sys.stdlib_module_names)
 
 # %% ../nbs/01_source.ipynb #c027src2d
+@lru_cache(maxsize=512)
+def _key_of(texts: tuple[tuple[str, str], ...], libraries: tuple[str, ...]) -> str:
+    return content_key(dict(texts), libraries)
+
 def source_key(*names: str) -> str:
     """Content key of modules (or `module:function`s), of all that they reach, and of the libraries' versions: what
     other code made is not reused."""
     texts, libraries = reached(*names)
-    return content_key(texts, sorted(map(_library, libraries)))
+    return _key_of(tuple(sorted(texts.items())), tuple(sorted(map(_library, libraries))))
 
 # %% ../nbs/01_source.ipynb #c023
 def _git(*a):

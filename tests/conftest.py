@@ -1,5 +1,5 @@
 """What every test stands on: no network, results in a folder of this run, a process left as it was found."""
-import os, socket, sys
+import gc, os, socket, sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +7,11 @@ from hypothesis import settings
 
 import warm
 
+gc.disable()             # while modules are imported and tests collected
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
-                        JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items():
+                        OWF_FIGURES='', JUPYTER_PLATFORM_DIRS='1', PYDEVD_DISABLE_FILE_VALIDATION='1', TOKENIZERS_PARALLELISM='false').items():
     os.environ.setdefault(name, value)
 
 settings.register_profile('same examples every time', derandomize=True, deadline=None, database=None)
@@ -51,6 +52,11 @@ def same_process():
     for k in set(os.environ) - set(env): del os.environ[k]
     os.environ.update(env)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
+def pytest_collection_finish():
+    "What was imported stays: from here on, nobody looks for circles in a million objects."
+    gc.enable()
+    gc.freeze()
 
 def pytest_collection_modifyitems(config, items):
     "Slow tests run when they are asked for."

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = (*(f'openworld_forget.{m}' for m in (
     'study.main', 'study.figures', 'study.findings', 'study.step_semantic', 'study.step_appearance', 'study.step_fidelity', 'audit.command',
     'audit.validation', 'worlds.tiny', 'mini.data')), 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp',
-    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
+    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'matplotlib_inline.backend_inline', 'matplotlib.backends.backend_pdf',
+    'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
 # read by libraries while they are imported, or by Python when it starts: who wants others starts for real
 AT_IMPORT = ('PYTHON', 'HF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LC_', 'LANG', 'TORCH', 'TRANSFORMERS_', 'DIFFUSERS_', 'LD_', 'JE_')
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}      # as `study.warm` has them
@@ -21,7 +22,9 @@ SERVER = 'TESTS_SERVER'          # environment variable: its socket
 # ---------------------------------------------------------------- the server
 def load():
     "Import everything; the names of threads that a fork would lose."
-    for m in MODULES: importlib.import_module(m)
+    from openworld_forget.start import importing
+    with importing():
+        for m in MODULES: importlib.import_module(m)
     from openworld_forget.source import modules, source_key
     source_key(*modules())                                          # and read what keys are made of
     return [(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]

@@ -7,13 +7,13 @@ __all__ = ['owf']
 
 # %% ../../nbs/audit/10_as_module.ipynb #c002
 import sys
-from ..start import begin
+from ..start import begin, importing
 
 # %% ../../nbs/audit/10_as_module.ipynb #c003
 def owf():
     "The console script: `owf audit|run|plan|doctor|subjects|data`."
     begin()
-    from openworld_forget.audit.command import command_line
+    with importing(): from openworld_forget.audit.command import command_line
     command_line()
 
 # %% ../../nbs/audit/10_as_module.ipynb #c005

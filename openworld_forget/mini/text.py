@@ -65,6 +65,7 @@ def new_text_encoder(vocab_size: int, width=128, layers=2, heads=4, seed=0, eos=
             bos_token_id=vocab_size - 2, eos_token_id=vocab_size - 1, pad_token_id=vocab_size - 1))
 
 # %% ../../nbs/mini/02_text.ipynb #c006
+@lru_cache                      # 54,001 captions: seconds
 def caption_table() -> torch.Tensor:
     "Token numbers [n, 20] of every caption, in the order of `caption_index`; the last row is the empty caption."
     tok = new_tokenizer()

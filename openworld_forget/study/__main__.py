@@ -6,11 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/study/18_as_module.ipynb #c003
-from ..start import begin
+from ..start import begin, importing
 
 # %% ../../nbs/study/18_as_module.ipynb #c006
 #| eval: false
 if __name__ == '__main__':
     begin()
-    from openworld_forget.study.main import command_line
+    with importing(): from openworld_forget.study.main import command_line
     command_line()

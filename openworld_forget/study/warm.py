@@ -7,11 +7,12 @@ __all__ = ['ONE_THREAD', 'FOR_ALL', 'become', 'leave', 'Forked', 'waiting_kernel
            'warm_run', 'nursed']
 
 # %% ../../nbs/study/05_warm.ipynb #c003
-import atexit, importlib, json, os, runpy, signal, socket, subprocess, sys, threading, time, traceback
+import atexit, gc, importlib, json, os, runpy, signal, socket, subprocess, sys, threading, time, traceback
 from contextlib import contextmanager
 from pathlib import Path
 from ..core import root
 from ..source import modules as all_modules, source_key
+from ..start import importing
 from .processes import environ
 
 # %% ../../nbs/study/05_warm.ipynb #c011
@@ -31,6 +32,7 @@ def become(argv: list[str]) -> int:
 
 def leave(code: int):
     "End a fork: what was registered for the end is done, and the stack of the parent, from where it came, is not."
+    gc.freeze()                     # a shell looks through all objects for circles as it ends, and here they end with it
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -119,9 +121,10 @@ def nursery(where: str, *modules: str):
     parent, s = os.getppid(), socket.socket(socket.AF_UNIX)
     s.bind(where)
     s.listen(64)
-    for m in modules:
-        try: importlib.import_module(m)
-        except Exception: pass                                 # the step that needs it says so
+    with importing():
+        for m in modules:
+            try: importlib.import_module(m)
+            except Exception: pass                              # the step that needs it says so
     source_key(*all_modules())                                  # reads the source that every step's key asks for
     others = [Path(t, 'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()
               if int(t.name) != os.getpid()]
@@ -158,7 +161,8 @@ def warm_run(argv: list[str], env: dict, log: str) -> int|None:
 # libraries that would start a thread while they are imported
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
 
-FOR_ALL = 'papermill.cli', 'nbclient', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.zmqshell'
+FOR_ALL = ('papermill.cli', 'nbclient', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.zmqshell',
+           'matplotlib_inline.backend_inline', 'matplotlib.backends.backend_pdf')
 
 @contextmanager
 def nursed(modules, env: dict, folder: Path):
@@ -167,7 +171,9 @@ def nursed(modules, env: dict, folder: Path):
         yield
         return
     where = f'{folder}/nursery'
-    code = 'import sys; from openworld_forget.study.warm import nursery; nursery(*sys.argv[1:])'
+    code = ('import sys; from openworld_forget.start import importing\n'
+            'with importing(): from openworld_forget.study.warm import nursery\n'
+            'nursery(*sys.argv[1:])')
     with open(f'{folder}/nursery.log', 'w') as log:
         p = subprocess.Popen(
             [sys.executable, '-c', code, where, *FOR_ALL, *modules], cwd=root(), env={**os.environ, **env},

@@ -201,9 +201,9 @@ class Parts:
                 f'{self.scheduler.config.prediction_type})')
 
     @property
-    def device(self) -> torch.device: return self.unet.device
+    def device(self) -> torch.device: return next(self.unet.parameters()).device        # diffusers' own walks through all layers
     @property
-    def dtype(self) -> torch.dtype: return self.unet.dtype
+    def dtype(self) -> torch.dtype: return next(p.dtype for p in self.unet.parameters() if p.is_floating_point())
     @property
     def timesteps(self) -> int: return self.scheduler.config.num_train_timesteps
     @property
