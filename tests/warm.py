@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = (*(f'openworld_forget.{m}' for m in (
     'study.main', 'study.figures', 'study.findings', 'study.step_semantic', 'study.step_appearance', 'study.step_fidelity', 'audit.command',
     'audit.validation', 'worlds.tiny', 'mini.data')), 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp',
-    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'matplotlib_inline.backend_inline', 'matplotlib.backends.backend_pdf',
+    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'matplotlib.backends.backend_pdf',
     'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
 # read by libraries while they are imported, or by Python when it starts: who wants others starts for real
 AT_IMPORT = ('PYTHON', 'HF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LC_', 'LANG', 'TORCH', 'TRANSFORMERS_', 'DIFFUSERS_', 'LD_', 'JE_')

@@ -162,7 +162,7 @@ def warm_run(argv: list[str], env: dict, log: str) -> int|None:
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
 
 FOR_ALL = ('papermill.cli', 'nbclient', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.zmqshell',
-           'matplotlib_inline.backend_inline', 'matplotlib.backends.backend_pdf')
+           'matplotlib.backends.backend_pdf')
 
 @contextmanager
 def nursed(modules, env: dict, folder: Path):
