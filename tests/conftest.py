@@ -7,7 +7,9 @@ from hypothesis import settings
 
 import warm
 
-gc.disable()             # while modules are imported and tests collected
+# while modules are imported and tests collected, as `openworld_forget.start.importing` does
+gc.disable()
+sys.modules.setdefault('rfc3987_syntax', None)
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
@@ -55,6 +57,7 @@ def same_process():
 
 def pytest_collection_finish():
     "What was imported stays: from here on, nobody looks for circles in a million objects."
+    if sys.modules['rfc3987_syntax'] is None: del sys.modules['rfc3987_syntax']
     gc.enable()
     gc.freeze()
 
