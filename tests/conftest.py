@@ -61,28 +61,8 @@ def pytest_collection_finish():
     gc.enable()
     gc.freeze()
 
-# seconds, on two cores, of what takes longest: files, or a test by itself
-LONG = {'test_study.py': 200, 'test_processes.py': 110, 'test_notebook[000_tour]': 54, 'test_cluster.py': 42, 'test_audit.py': 39,
-        'every_layout[sd15]': 34, 'every_layout[sdxl]': 27, 'every_layout[sd21]': 23, 'test_site.py': 21, 'test_foresee.py': 21}
-
-def dealt(items: list, workers: int) -> list:
-    "Tests in an order whose equal parts, one a worker, begin with a share of the longest: none works alone at the end."
-    named = [(next((k for k in LONG if k in i.nodeid), ''), i) for i in items]
-    hands, short, out = [[0, []] for _ in range(workers)], [i for k, i in named if not k], []
-    for k in sorted(LONG, key=LONG.get, reverse=True):
-        hand = min(hands, key=lambda h: h[0])
-        hand[0] += LONG[k]
-        hand[1] += [i for name, i in named if name == k]
-    for n, (_, hand) in enumerate(hands):
-        more = max(0, (len(items) - len(out))//(workers - n) - len(hand))
-        out += hand + short[:more]
-        short = short[more:]
-    return out + short
-
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    "Each worker begins with what is long; slow tests run when they are asked for."
-    items[:] = dealt(items, int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)))
+    "Slow tests run when they are asked for."
     if 'slow' in (config.option.markexpr or ''): return
     for item in items:
         if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason="slow: minutes. `make test ARGS='-m slow'` runs it"))

@@ -352,12 +352,3 @@ torch.randn(3, generator=g); x.normal_(generator=g); np.random.default_rng(0); v
 with torch.random.fork_rng(devices=[]):
     torch.manual_seed(0); torch.randn(3)
 ''')
-
-@pytest.mark.parametrize('workers', [1, 2, 4])
-def test_every_test_is_dealt_once_and_each_worker_begins_with_what_is_long(workers):
-    from types import SimpleNamespace
-    from conftest import LONG, dealt
-    assert [k for k in LONG if k.endswith('.py') and not (ROOT/'tests'/k).is_file()] == []
-    ids = [f'tests/{"" if k.endswith(".py") else "test_x.py::"}{k}' for k in LONG] + [f'tests/test_x.py::test_{i}' for i in range(400)]
-    order = [i.nodeid for i in dealt([SimpleNamespace(nodeid=i) for i in sorted(ids)], workers)]
-    assert sorted(order) == sorted(ids) and {order[k*len(ids)//workers] for k in range(workers)} <= set(ids[:len(LONG)])
