@@ -1,6 +1,6 @@
 """One tester over every method, db, lora, cd in all regularized forms, other adaptations in one, on a random world in Stable Diffusion 1.5's layout: exact,
 resumable, and the same on another prediction type and in bfloat16."""
-import itertools
+import itertools, os
 
 import pytest
 import torch
@@ -25,6 +25,12 @@ def base(): return tiny_world()
 def subject(): return tiny_subject()
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('regularizer images')
+
+def without_adapters(cache, folder):
+    "What training reads, as `cache` has it, in a folder of its own; an adapter from a shared one would be taken, not trained."
+    for f in cache.iterdir():
+        if not f.name.startswith('adapter-'): os.link(f, folder/f.name)
+    return folder
 
 def state(world):
     return {
@@ -101,12 +107,12 @@ def test_lambda_zero_is_no_regularizer(base, subject, cache, kind, form):
     assert same(state(a), state(b))
 
 @pytest.mark.parametrize('name', [*EVERY, *(k + '-plain' for k in MORE), 'ti'])
-def test_saved_loaded_resumed(base, subject, tmp_path, tmp_path_factory, name, monkeypatch):
+def test_saved_loaded_resumed(base, subject, cache, tmp_path, tmp_path_factory, name, monkeypatch):
     "What is saved predicts what was trained; a run stopped after every number of steps ends with the same bits."
     import openworld_forget.training.methods as R
     m = method(name, **FAST)
-    caches = [tmp_path_factory.mktemp('cache') for _ in 'ab']           # one each: from a shared one the second would be taken, not trained
-    whole, log = customize(base, subject, m, cache=caches[0], path=tmp_path/'whole.safetensors', every=1)
+    whole, log = customize(base, subject, m, cache=without_adapters(cache, tmp_path_factory.mktemp('a')), path=tmp_path/'whole.safetensors', every=1)
+    own = without_adapters(cache, tmp_path_factory.mktemp('b'))
     assert torch.equal(answer(load_own(base, tmp_path/'whole.safetensors')), answer(whole))
     fit, stop = R.fit, {}
     def stopping(*a, **kw):
@@ -115,7 +121,7 @@ def test_saved_loaded_resumed(base, subject, tmp_path, tmp_path_factory, name, m
         return out
     monkeypatch.setattr(R, 'fit', stopping)
     for stop['at'] in (1, 3, None):
-        try: part, log2 = customize(base, subject, m, cache=caches[1], path=tmp_path/'part.safetensors', every=1)
+        try: part, log2 = customize(base, subject, m, cache=own, path=tmp_path/'part.safetensors', every=1)
         except KeyboardInterrupt: assert not (tmp_path/'part.safetensors').exists() and (tmp_path/'part.ckpt.safetensors').exists()
     assert same(state(whole), state(part)) and log == log2 and sorted(p.name for p in tmp_path.iterdir()) == ['part.safetensors', 'whole.safetensors']
 
