@@ -11,6 +11,7 @@ __all__ = ['KILLED', 'PATIENCE', 'LOST', 'BLOCKS', 'FIXED', 'STARTUP', 'SHAPE', 
 import os, re, shutil, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 import torch, numpy as np
 from ..batches import at_once, out_of_memory
@@ -344,10 +345,9 @@ class Clock:
         return self.model(s)*float(np.clip(p[:, 1].sum()/p[:, 0].sum(), .2, 10))
     def took(self, s: Step, seconds: float):
         "Remember what a step took."
-        if not self.file: return
         pair = [round(self.model(s), 1), round(seconds, 1)]
         self.seen.setdefault(self.where, {})[s.name] = [*self._pairs(s.name), pair][-8:]
-        write_json(self.file, self.seen)
+        if self.file: write_json(self.file, self.seen)
     def knows(self, steps: list[Step]) -> bool: return all(self._pairs(s.name) for s in steps)
 
 # %% ../../nbs/study/06_engine.ipynb #c020d
@@ -355,7 +355,8 @@ def makespan(todo: list[Step], seconds, workers: int) -> float:
     "Seconds until the last step has ended, when `workers` take steps in order as soon as what they need is there."
     t, waiting, running, open_ = 0., list(todo), [], {id(s) for s in todo}
     while waiting or running:
-        for s in [s for s in waiting if not any(id(n) in open_ for n in s.needs)][:workers - len(running)]:
+        ready = (s for s in waiting if not any(id(n) in open_ for n in s.needs))
+        for s in list(islice(ready, workers - len(running))):
             waiting.remove(s)
             running.append((t + seconds(s), id(s)))
         t, over = min(running)
@@ -384,18 +385,24 @@ def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
 SHAPE = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} left'
 
 @contextmanager
-def progress(total: float, workers: int=1, every: float=5.):
-    """A bar over expected seconds of all workers. It goes on between steps, too, and until the first one is done what
-    was expected says how much is left."""
+def progress(left, every: float=5.):
+    """A bar over time. `left()` says how many seconds are left, and is asked again by `bar.told()`, when a step has
+    ended; the bar goes on between steps, too."""
     from tqdm.auto import tqdm
+    first = left()
     class Bar(tqdm):
+        ahead, since = first, 0.        # seconds left, and when that was said
+        def told(self):
+            self.ahead, self.since = left(), super().format_dict['elapsed']
+            self.refresh()
         @property
         def format_dict(self):
             d = super().format_dict
-            if self.total and not self.n: d |= dict(n=min(d['elapsed']*workers, .98*self.total), rate=workers)
-            return d
+            gone = d['elapsed']
+            more = max(self.ahead - (gone - self.since), .1*self.ahead)     # who is late is not done
+            return d | dict(n=gone, total=gone + more, rate=1.)
     over = threading.Event()
-    with Bar(total=total, desc='study', smoothing=0, bar_format=SHAPE) as bar:
+    with Bar(total=1., desc='study', bar_format=SHAPE) as bar:
         def turn():
             while not over.wait(every): bar.refresh()
         t = threading.Thread(target=turn, daemon=True)
@@ -404,6 +411,7 @@ def progress(total: float, workers: int=1, every: float=5.):
         finally:
             over.set()
             t.join()
+
 
 # %% ../../nbs/study/06_engine.ipynb #c062exec00
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, clock: 'Clock|None'=None) -> list[Step]:
@@ -416,12 +424,12 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     env, scratch = surroundings(threads_of(1 if serial else workers)), plain_folder()
     code = '\n'.join(template_code(n) for n in sorted({s.name for s in todo}))
     used = imports(re.sub(r'^[%!].*', '', code, flags=re.M))
-    # once: what a step took changes what is expected of the next
-    expected = {s.notebook: clock.seconds(s) for s in todo}
+    going = list(todo)
+    def left(): return makespan(going, clock.seconds, 1 if serial else workers)
     # a nursery forks here, and a site's steps run elsewhere
     warm = nullcontext() if site() and not serial else nursed(used, env, scratch)
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)), warm,
-          progress(sum(expected.values()), 1 if serial else workers) as bar):
+          progress(left) as bar):
         for p in home.rglob('.*.tmp'): p.unlink(missing_ok=True)    # of a run that was killed; nobody else writes here
         def told(s, error=None, seconds=0., dropped=False):
             name = s.notebook.relative_to(home).with_suffix('')
@@ -432,7 +440,8 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
             else:
                 failed.append((s, why(s, error)))
                 bar.write(f'FAILED {name}: {failed[-1][1]}')
-            bar.update(min(expected[s.notebook], bar.total - bar.n))       # not beyond the end by a rounding
+            going[:] = [x for x in going if x is not s]
+            bar.told()
         def lost(s): return any(n is x for n in s.needs for x in [*(x for x, _ in failed), *without])
         if serial: _serially(todo, env, told, lost)
         else: _with_parsl(todo, env, told, workers, scratch, home)
