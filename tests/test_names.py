@@ -80,3 +80,14 @@ def test_an_edit_of_the_module_is_another_key_and_of_another_module_is_not(tmp_p
     assert key() == first
     edit('worlds/world')
     assert key() != first
+
+OWF = ['-c', 'from openworld_forget.audit.__main__ import owf; owf()']
+
+@pytest.mark.parametrize('argv', [
+    ['-m', 'openworld_forget.audit', '--budget', 'quik'], ['-m', 'openworld_forget.study'], ['-m', 'openworld_forget.study', '--help'],
+    [*OWF, 'audt'], [*OWF, 'plan', '--help'],
+])
+def test_a_wrong_option_is_said_before_anything_is_imported(argv):
+    r = subprocess.run([sys.executable, '-X', 'importtime', *argv], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == (0 if '--help' in argv else 2) and 'usage: ' in r.stdout + r.stderr, r.stderr[-2000:]
+    assert not {'torch', 'numpy', 'pydantic'} & {line.split('|')[-1].strip() for line in r.stderr.splitlines()}

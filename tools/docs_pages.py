@@ -17,7 +17,7 @@ GROUPS = {      # what a reader wants -> its notebooks, or sections with noteboo
     },
     'Reference': {
         'Pages and settings': ['reference/*', 'contributing', 'outputs'],
-        'Ground': ['00_core', '01_source', '02_show', '03_start', '04_batches'],
+        'Ground': ['00_core', '01_source', '02_show', '03_start', '04_batches', '05_options'],
         'Worlds': ['worlds/*'],
         'Studies': ['study/*'],
         'Audits': ['audit/*'],

@@ -6,11 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/study/18_as_module.ipynb #c003
+import sys
+from ..options import study_arguments
 from ..start import begin, importing
 
 # %% ../../nbs/study/18_as_module.ipynb #c006
 #| eval: false
 if __name__ == '__main__':
     begin()
+    study_arguments(sys.argv[1:], 'openworld_forget.study')        # what is wrong with them is said now
     with importing(): from openworld_forget.study.main import command_line
     command_line()

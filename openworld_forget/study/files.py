@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST', 'FOLDERS', 'OUTPUTS', 'ROWS', 'OF_STEPS', 'TWO', 'read_yaml', 'study_file', 'study_reports', 'made_by',
-           'world_data', 'check_token', 'study_beside', 'read_study', 'ready', 'at_least_one']
+           'world_data', 'check_token', 'study_beside', 'read_study', 'ready']
 
 # %% ../../nbs/study/02_files.ipynb #c003
-import argparse, difflib, importlib, re
+import difflib, importlib, re
 from itertools import accumulate
 from pathlib import Path
 import yaml
@@ -413,10 +413,3 @@ def ready(s: Study, world: World):
     for f in s.checkpoints.values(): load_adapted(world, local_path(f))
     # by a name in a variable: the steps do not reach the judges through this
     importlib.import_module(f'{PACKAGE}.metrics.judges').judges_of(world.spec)
-
-# %% ../../nbs/study/02_files.ipynb #c006chk2f
-def at_least_one(text: str) -> int:
-    "A count on the command line."
-    if not text.strip().isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 to 1024')
-    return int(text)
