@@ -42,10 +42,12 @@ def figure_kinds() -> list[str]:
 
 def save_figure(fig, stem: Path|str) -> list[Path]:
     """Write `stem`.png, and `stem`.pdf or what `OWF_FIGURES` asks for, atomically and without dates, so that equal
-    figures are equal files; the files."""
+    figures are equal files; the files. An older figure of this name goes, of whatever kind."""
     fig.draw_without_rendering()            # lay it out once: else each kind, and the notebook, does it again
     fig.set_layout_engine('none')
-    files = [Path(f'{stem}.{kind}') for kind in figure_kinds()]
+    kinds = figure_kinds()
+    files = [Path(f'{stem}.{kind}') for kind in kinds]
+    for kind in set(UNDATED) - set(kinds): Path(f'{stem}.{kind}').unlink(missing_ok=True)
     for file in files:
         kind = file.suffix[1:]
         with atomic(file) as t: fig.savefig(t, format=kind, dpi=160, metadata=UNDATED[kind])

@@ -28,11 +28,12 @@ GRAMMARS = 'rfc3987_syntax'         # jsonschema builds 38 grammars with it, for
 @contextmanager
 def importing():
     "Libraries are imported without what nobody needs: no search for circles of garbage, now or ever among what they made."
+    before, blocked = gc.isenabled(), GRAMMARS not in sys.modules
     gc.disable()
-    sys.modules.setdefault(GRAMMARS, None)
+    if blocked: sys.modules[GRAMMARS] = None
     try: yield
     finally:
-        if sys.modules[GRAMMARS] is None: del sys.modules[GRAMMARS]
-        gc.enable()
+        if blocked: sys.modules.pop(GRAMMARS, None)
         gc.freeze()
+        if before: gc.enable()
 

@@ -52,8 +52,8 @@ class Browser:
             m = json.loads(self.socket.recv())
             if m.get('id') == number:
                 said = m.get('error', {}).get('message', '')
-                if any(w in said for w in ('navigated or closed', 'context was destroyed', 'Cannot find')): raise Gone(said)
-                assert not said, m['error']
+                if any(w in said for w in ('navigated or closed', 'context was destroyed', 'Cannot find context')): raise Gone(said)
+                assert 'error' not in m, m['error']
                 return m['result']
             p = m.get('params', {})
             if m.get('method') == 'Page.javascriptDialogOpening':

@@ -21,6 +21,7 @@ settings.load_profile('same examples every time')
 
 def pytest_configure(config):
     "One server of warm starts for all workers, started by the process that starts them; it imports nothing until it is asked."
+    if getattr(config.option, 'numprocesses', None): imported()         # who only shares out collects nothing
     if hasattr(config, 'workerinput') or warm.SERVER in os.environ: return
     scope = warm.server()
     os.environ[warm.SERVER] = scope.__enter__()
@@ -55,11 +56,13 @@ def same_process():
     os.environ.update(env)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
-def pytest_collection_finish():
+def imported():
     "What was imported stays: from here on, nobody looks for circles in a million objects."
-    if sys.modules['rfc3987_syntax'] is None: del sys.modules['rfc3987_syntax']
-    gc.enable()
+    if sys.modules.get('rfc3987_syntax', 0) is None: del sys.modules['rfc3987_syntax']
     gc.freeze()
+    gc.enable()
+
+def pytest_collection_finish(): imported()
 
 def pytest_collection_modifyitems(config, items):
     "Slow tests run when they are asked for."

@@ -136,6 +136,7 @@ def audited(tmp_path_factory):
     (d/'words.csv').write_text('\n'.join(f'{x.name},{x.category}' for x in WORDS))
     args = [str(d/'pytorch_lora_weights.safetensors'), '--base', str(d/'sd'), '--words', str(d/'words.csv'), '--budget', 'smoke', '--out', str(d/'out')]
     env = {'OWF_OUTPUTS': str(d/'outputs'), 'OWF_DATA': str(d/'data')}
+    env['OWF_FIGURES'] = 'pdf'
     done = warm.run([sys.executable, '-m', 'openworld_forget.audit', *args], env={**os.environ, **env})
     def again(*more):
         with pytest.MonkeyPatch.context() as m:
@@ -153,6 +154,7 @@ def test_what_it_wrote_is_for_machines_too(audited):
     d = audited[0]; r = json.loads((d/'out/audit.json').read_text())
     t = pd.read_csv(d/'out/audit.csv'); assert set(t.word) == {w.name for w in WORDS} and (t.change > 0).all() and t.change.is_monotonic_decreasing
     c = r['change']; assert c['words'] == 9 and c['low'] < c['mean'] < c['high'] and c['mean'] == pytest.approx(t.change.mean())
+    assert {'figures/words.png', 'figures/words.pdf'} <= {p.relative_to(d/'out').as_posix() for p in (d/'out').rglob('figures/*')}
     assert len(r['answers']) == 5 and all(x['verdict'] for x in r['answers'])
     assert r['answers'][1]['verdict'] == 'not measured' and r['leak'] and r['most'][0] == t.word[0]
 

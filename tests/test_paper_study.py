@@ -9,7 +9,8 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 import archives, warm
 from conftest import ROOT
 from openworld_forget.study.results import collect
-from openworld_forget.study.tables import PAPER_BENCHMARKS, PAPER_WORST, beside_the_paper
+from openworld_forget.study.run import Run
+from openworld_forget.study.tables import PAPER_BENCHMARKS, PAPER_WORST, beside_the_paper, same_seed, study_tables
 from openworld_forget.worlds.tiny import save_world, tiny_sd2_world, tiny_world, tiny_xl_world
 
 LAYOUTS = {'sd15': (tiny_world, 'db-dc'), 'sd21': (tiny_sd2_world, 'cd-dc'), 'sdxl': (tiny_xl_world, 'db-dc')}
@@ -39,18 +40,20 @@ def data(tmp_path_factory):
     return d
 
 @pytest.mark.parametrize('like', LAYOUTS)
-def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
+def test_the_papers_study_runs_on_every_layout(like, data, tmp_path, monkeypatch):
     make, method = LAYOUTS[like]; w = make()
     save_world(w, tmp_path/'model'); judges(w, tmp_path)
     study = yaml.safe_load((ROOT/'studies/paper-sd15.yaml').read_text())
     assert set(study['methods']) >= set(PAPER_WORST) and len(study['concepts']) == 10 and study['reports'] == ['summary', 'paper']
-    whole = like == 'sd15'                  # a part of a study ends before its reports, which read tables, whatever made them
+    whole = like == 'sd15'                  # a part of a study ends before its reports; what they read is read below
     study |= dict(concepts=['can'], methods=[method], budget='smoke', overrides={'benchmarks': 7}, compute={}, world=dict(
         name='tiny', like=like, source=f'{tmp_path}/model', clip=f'{tmp_path}/clip', clip_revision=None, features=f'{tmp_path}/dino', token='x'))
     (tmp_path/'s.yaml').write_text(yaml.safe_dump(study))
+    here = {'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data)}
+    for k, v in here.items(): monkeypatch.setenv(k, v)
     def run(*more):
         cmd = [sys.executable, '-m', 'openworld_forget.study', str(tmp_path/'s.yaml'), *more]
-        return warm.run(cmd, env={**os.environ, 'OWF_OUTPUTS': str(tmp_path/'out'), 'OWF_DATA': str(data)})
+        return warm.run(cmd, env={**os.environ, **here, 'OWF_FIGURES': 'pdf'})
     if whole:
         plan = run('--dry-run', '--rate', '100'); assert plan.returncode == 0, plan.stderr[-2000:]
         assert '1 runs: 1 subjects, 1 methods' in plan.stdout and '21 test images of 7 benchmarks' in plan.stdout and 'a second.' in plan.stdout
@@ -63,8 +66,13 @@ def test_the_papers_study_runs_on_every_layout(like, data, tmp_path):
     assert t.paper_worst.tolist() == PAPER_WORST[method] and (home/'paper.html').is_file() == whole
     every = pd.concat(map(pd.read_parquet, home.rglob('*.parquet')))
     assert MEASURES <= set(every.measure) and every[every.measure == 'kid'].network.str.startswith('dino').all()
-    if whole:
-        head = pd.read_csv(home/'tables/headline.csv').set_index(['measure', 'method'])
-        assert SHOWN <= set(head.index.get_level_values(0)) and head.loc[('KID', method), 'network'].startswith('dino')
+    run = Run(str(tmp_path/'s.yaml'), str(home))
+    head = study_tables(run).head.set_index(['measure', 'method'])
+    assert SHOWN <= set(head.index.get_level_values(0)) and head.loc[('KID', method), 'network'].startswith('dino')
+    if whole: assert pd.read_csv(home/'tables/headline.csv').measure.tolist() == head.index.get_level_values(0).tolist()
+    images = same_seed(run, 'can').images       # of the base and, from its adapter, of the method
+    assert len(images) % 2 == 0 and not torch.equal(*images.chunk(2))
+    drawn = {p.with_suffix('') for p in home.rglob('figures/*.png')}
+    assert len(drawn) > 20 and drawn == {p.with_suffix('') for p in home.rglob('figures/*.pdf')}
     lists = sorted(p.name for p in home.rglob('*.csv') if p.name.startswith('images-') or p.name.startswith('subset-'))
     assert len(lists) >= 7, lists

@@ -14,6 +14,7 @@ from .series import epochs, strengths
 from ..core import ForgetError, content_key, outputs, project_path, read_json
 from ..metrics.judges import feature_judge, lpips_judge
 from ..options import CHECKS, arguments
+from ..show import figure_kinds
 from ..source import PACKAGE
 from ..study.engine import Clock, estimate, execute, threads_of, trial
 from ..study.files import made_by
@@ -125,6 +126,7 @@ def _ready(audits: list[tuple[Audited, list[Step]]], todo: list[Step], startup: 
     "Everything that can be known before the first step: room, judges, the base, every file on it."
     start = time.monotonic()
     for at in (*(s.folder for s in todo), shared()): check_room(at)
+    figure_kinds()                                              # what OWF_FIGURES asks for
     lpips_judge()
     w = audits[0][0].base
     for x, steps in audits:

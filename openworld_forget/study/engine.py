@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KILLED', 'PATIENCE', 'LOST', 'BLOCKS', 'FIXED', 'STARTUP', 'SHAPE', 'command', 'surroundings', 'run_step', 'why',
            'causes', 'again', 'site', 'read_site', 'engine_folder', 'config', 'engine_log', 'engine_alive',
-           'close_engine', 'elsewhere', 'threads_of', 'trial', 'Clock', 'makespan', 'estimate', 'progress', 'execute']
+           'close_engine', 'elsewhere', 'threads_of', 'trial', 'Clock', 'makespan', 'Remaining', 'estimate', 'progress',
+           'execute']
 
 # %% ../../nbs/study/06_engine.ipynb #c003
 import os, re, shutil, sys, threading, time
@@ -345,7 +346,7 @@ class Clock:
         return self.model(s)*float(np.clip(p[:, 1].sum()/p[:, 0].sum(), .2, 10))
     def took(self, s: Step, seconds: float):
         "Remember what a step took."
-        pair = [round(self.model(s), 1), round(seconds, 1)]
+        pair = [max(.1, round(self.model(s), 1)), round(seconds, 1)]
         self.seen.setdefault(self.where, {})[s.name] = [*self._pairs(s.name), pair][-8:]
         if self.file: write_json(self.file, self.seen)
     def knows(self, steps: list[Step]) -> bool: return all(self._pairs(s.name) for s in steps)
@@ -363,6 +364,23 @@ def makespan(todo: list[Step], seconds, workers: int) -> float:
         running.remove((t, over))
         open_.discard(over)
     return t
+
+# %% ../../nbs/study/06_engine.ipynb #c020dw
+class Remaining:
+    "Seconds that are left of steps (called), those that run counted from when they could begin."
+    def __init__(self, steps: list[Step], seconds, workers: int, now=time.monotonic):
+        self.going, self.seconds, self.workers, self.now, self.began = list(steps), seconds, workers, now, {}
+    def ended(self, s: Step): self.going = [x for x in self.going if x is not s]
+    def __call__(self) -> float:
+        going, now = self.going, self.now()
+        open_ = {id(s) for s in going}
+        ready = (s for s in going if not any(id(n) in open_ for n in s.needs))
+        for s in islice(ready, self.workers): self.began.setdefault(id(s), now)
+        def more(s):
+            whole = self.seconds(s)
+            return max(.1*whole, whole - (now - self.began.get(id(s), now)))       # who is late is not done
+        return makespan(going, more, self.workers)
+
 
 # %% ../../nbs/study/06_engine.ipynb #c020e
 def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
@@ -386,20 +404,14 @@ SHAPE = '{desc}: {percentage:3.0f}% |{bar}| {elapsed} so far, about {remaining} 
 
 @contextmanager
 def progress(left, every: float=5.):
-    """A bar over time. `left()` says how many seconds are left, and is asked again by `bar.told()`, when a step has
-    ended; the bar goes on between steps, too."""
+    "A bar over time. `left()` says how many seconds are left, whenever the bar is drawn: every few seconds."
     from tqdm.auto import tqdm
-    first = left()
     class Bar(tqdm):
-        ahead, since = first, 0.        # seconds left, and when that was said
-        def told(self):
-            self.ahead, self.since = left(), super().format_dict['elapsed']
-            self.refresh()
         @property
         def format_dict(self):
             d = super().format_dict
-            gone = d['elapsed']
-            more = max(self.ahead - (gone - self.since), .1*self.ahead)     # who is late is not done
+            gone, more = d['elapsed'], left()
+            self.n = gone/(gone + more) if more else 1.         # what a bar in a notebook shows
             return d | dict(n=gone, total=gone + more, rate=1.)
     over = threading.Event()
     with Bar(total=1., desc='study', bar_format=SHAPE) as bar:
@@ -424,8 +436,7 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
     env, scratch = surroundings(threads_of(1 if serial else workers)), plain_folder()
     code = '\n'.join(template_code(n) for n in sorted({s.name for s in todo}))
     used = imports(re.sub(r'^[%!].*', '', code, flags=re.M))
-    going = list(todo)
-    def left(): return makespan(going, clock.seconds, 1 if serial else workers)
+    left = Remaining(todo, clock.seconds, 1 if serial else workers)
     # a nursery forks here, and a site's steps run elsewhere
     warm = nullcontext() if site() and not serial else nursed(used, env, scratch)
     with (sole(home), watched(scratch=scratch), environ(TMPDIR=str(scratch)), warm,
@@ -440,8 +451,8 @@ def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, cl
             else:
                 failed.append((s, why(s, error)))
                 bar.write(f'FAILED {name}: {failed[-1][1]}')
-            going[:] = [x for x in going if x is not s]
-            bar.told()
+            left.ended(s)
+            bar.refresh()
         def lost(s): return any(n is x for n in s.needs for x in [*(x for x, _ in failed), *without])
         if serial: _serially(todo, env, told, lost)
         else: _with_parsl(todo, env, told, workers, scratch, home)

@@ -20,7 +20,7 @@ from ..core import ForgetError, Record, numbers, read_json, rng, write_text
 from ..metrics.color import cdi, name_histogram
 from ..metrics.judges import judges_of, unit
 from ..metrics.stats import ENOUGH, resample_weights, with_ends
-from ..show import FLOOR as GREY, INK, UNDATED, save_figure
+from ..show import FLOOR as GREY, INK, UNDATED, figure_kinds, save_figure
 from .human import BASE, KIND, QUESTIONS, VERSION, Design, Trial, asked_of, finished, order
 from .pages import framed
 from .results import shared
@@ -526,6 +526,7 @@ def human_report(study: str|Path, files: list[str|Path]) -> list[str]:
     v = votes(d, everyone)
     out = left_out(v, everyone)
     t = figure = None
+    figure_kinds()                                              # a wrong OWF_FIGURES is said before anything goes
     for f in ('tables/human.csv', *(f'figures/human.{kind}' for kind in UNDATED)): (run.home/f).unlink(missing_ok=True)
     if len(out) < len(everyone):
         v = v.take(np.array([r not in out for r in v.raters]), np.ones(len(v.trials), bool))

@@ -10,6 +10,7 @@ import errno, importlib, os, sys, time
 from pathlib import Path
 import psutil
 from ..core import ForgetError, choose, project_path
+from ..show import figure_kinds
 from ..options import PARTS, study_arguments
 from ..source import PACKAGE
 from .engine import Clock, STARTUP, engine_folder, estimate, execute, read_site, site, threads_of, trial
@@ -60,6 +61,7 @@ def prepare(study: Study, home: Path, workers: int, startup: float) -> Clock:
     clock for the estimate."""
     check_room(home)
     check_room(shared())
+    figure_kinds()                                              # what OWF_FIGURES asks for
     needs = '' if site() else memory_of(study, workers)         # a login node is not where it must fit
     start = time.monotonic()
     judges = importlib.import_module(f'{PACKAGE}.metrics.judges')
