@@ -9,7 +9,6 @@ __all__ = ['QUIET', 'GRAMMARS', 'begin', 'importing']
 import gc, os, signal, sys
 from contextlib import contextmanager
 
-
 # %% ../nbs/03_start.ipynb #c005
 QUIET = {'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB_DISABLE_TELEMETRY': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
@@ -36,4 +35,3 @@ def importing():
         if blocked: sys.modules.pop(GRAMMARS, None)
         gc.freeze()
         if before: gc.enable()
-

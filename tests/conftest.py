@@ -1,15 +1,16 @@
 """What every test stands on: no network, results in a folder of this run, a process left as it was found."""
-import gc, os, socket, sys
+import os, socket, sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import warm
+from openworld_forget.start import importing
 
-# while modules are imported and tests collected, as `openworld_forget.start.importing` does
-gc.disable()
-sys.modules.setdefault('rfc3987_syntax', None)
+COLLECTING = ExitStack()
+COLLECTING.enter_context(importing())        # until tests are collected
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
 for name, value in dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error', TQDM_DISABLE='1',
@@ -21,7 +22,7 @@ settings.load_profile('same examples every time')
 
 def pytest_configure(config):
     "One server of warm starts for all workers, started by the process that starts them; it imports nothing until it is asked."
-    if getattr(config.option, 'numprocesses', None): imported()         # who only shares out collects nothing
+    if getattr(config.option, 'numprocesses', None): COLLECTING.close()         # who only shares out collects nothing
     if hasattr(config, 'workerinput') or warm.SERVER in os.environ: return
     scope = warm.server()
     os.environ[warm.SERVER] = scope.__enter__()
@@ -56,13 +57,7 @@ def same_process():
     os.environ.update(env)
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
-def imported():
-    "What was imported stays: from here on, nobody looks for circles in a million objects."
-    if sys.modules.get('rfc3987_syntax', 0) is None: del sys.modules['rfc3987_syntax']
-    gc.freeze()
-    gc.enable()
-
-def pytest_collection_finish(): imported()
+def pytest_collection_finish(): COLLECTING.close()
 
 def pytest_collection_modifyitems(config, items):
     "Slow tests run when they are asked for."

@@ -9,7 +9,6 @@ import pytest
 from execnb.shell import CaptureShell
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
-from nbdev.test import test_nb as run_notebook
 
 CFG = get_config()
 NOTEBOOKS = {p.relative_to(CFG.nbs_path).with_suffix('').as_posix(): p for p in sorted(nbglob(CFG.nbs_path, as_path=True))}
@@ -17,5 +16,5 @@ NOTEBOOKS = {p.relative_to(CFG.nbs_path).with_suffix('').as_posix(): p for p in 
 @pytest.mark.parametrize('name', [n for n in NOTEBOOKS if not n.startswith('reports/')])
 def test_notebook(name, capsys, monkeypatch):
     monkeypatch.setattr(nbdev.test, 'CaptureShell', partial(CaptureShell, mpl_format='png'))        # nobody looks: a quarter of the dots
-    ok, _ = run_notebook(NOTEBOOKS[name], skip_flags=CFG.tst_flags.split(), basepath=str(CFG.config_path))
+    ok, _ = nbdev.test.test_nb(NOTEBOOKS[name], skip_flags=CFG.tst_flags.split(), basepath=str(CFG.config_path))
     if not ok: pytest.fail(capsys.readouterr().err, pytrace=False)

@@ -80,7 +80,7 @@ def test_every_drift_has_its_floor_beside_it(road):
     assert {'classes_dropped'} <= set(look.measure) and look.floor[look.measure == 'classes_dropped'].notna().all()
 
 def test_the_report_is_one_page_with_its_pictures_and_without_code(road):
-    assert 'data:image/png;base64' in road.page and 'injected-parameters' not in road.page and len(road.page) > 100_000
+    assert 'data:image/png;base64' in road.page and 'injected-parameters' not in road.page and 'PosixPath' not in road.page and len(road.page) > 100_000
     assert (road.home/'figures/drift-and-fidelity.png').stat().st_size > 2000 and 'base64' in (road.home/'correction.html').read_text()
 
 def test_the_papers_claims_are_told_one_by_one_and_decided_by_no_trial(road):
@@ -165,7 +165,7 @@ def test_the_speed_report(tmp_path, small):
     papermill('speed', tmp_path, dict(steps=1, rounds=1, images=4, world=small), methods='lora-dc,svdiff-plain', out=tmp_path)
     cost = pd.read_csv(tmp_path/'costs.csv').set_index('method')
     assert list(cost.index) == ['db-plain', 'lora-dc', 'svdiff-plain'] and (cost['of db-plain'] > 0).all()
-    assert cost.parameters['db-plain'] > cost.parameters['lora-dc'] > cost.parameters['svdiff-plain'] > 100
+    assert cost.parameters['db-plain'] > cost.parameters['lora-dc'] > cost.parameters['svdiff-plain'] > 1000
     t = pd.read_csv(tmp_path/'speed.csv').set_index('method')
     assert set(t.index) == {'db', 'lora', 'cd'} and (t.filter(like='(ms)') > 0).all(axis=None)
     assert t['peak memory, correction / prior'].between(.8, 3).all() and (tmp_path/'figures/speed.png').exists()

@@ -11,9 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # what the templates and the commands import; each names the others
 MODULES = (*(f'openworld_forget.{m}' for m in (
     'study.main', 'study.figures', 'study.findings', 'study.step_semantic', 'study.step_appearance', 'study.step_fidelity', 'audit.command',
-    'audit.validation', 'worlds.tiny', 'mini.data')), 'papermill.cli', 'papermill.execute', 'nbclient', 'nbconvert', 'ipykernel.kernelapp',
-    'ipykernel.ipkernel', 'ipykernel.zmqshell', 'matplotlib.backends.backend_pdf',
-    'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
+    'audit.validation', 'worlds.tiny', 'mini.data')), 'papermill.execute', 'nbconvert', 'torchmetrics.image.kid', 'duckdb', 'efficientnet_lite_pytorch')
 # read by libraries while they are imported, or by Python when it starts: who wants others starts for real
 AT_IMPORT = ('PYTHON', 'HF_', 'OMP_', 'OPENBLAS_', 'MKL_', 'LC_', 'LANG', 'TORCH', 'TRANSFORMERS_', 'DIFFUSERS_', 'LD_', 'JE_')
 ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}      # as `study.warm` has them
@@ -24,7 +22,8 @@ def load():
     "Import everything; the names of threads that a fork would lose."
     from openworld_forget.start import importing
     with importing():
-        for m in MODULES: importlib.import_module(m)
+        from openworld_forget.study.warm import FOR_ALL
+        for m in (*MODULES, *FOR_ALL): importlib.import_module(m)
     from openworld_forget.source import modules, source_key
     source_key(*modules())                                          # and read what keys are made of
     return [(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir() if int(t.name) != os.getpid()]

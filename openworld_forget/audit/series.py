@@ -21,7 +21,7 @@ from ..metrics.fidelity import image_alignment
 from ..metrics.judges import feature_judge
 from ..metrics.stats import mean_interval_of, with_ends
 from ..metrics.uncertainty import Estimate, average, jackknife, leave_out
-from ..show import FLOOR, INK, figure_kinds
+from ..show import FLOOR, INK, figure_files
 from ..study.fronts import crossing
 from ..study.records import Study, run_folder
 from ..study.run import Run
@@ -174,7 +174,7 @@ def write_series(a: Audited, s: Series):
     name = lambda i: s.members[i].label
     first = None if best is None else name(best)
     said = dict(said=said_of_series(s), recommended=first, alike=[name(i) for i in alike])
-    files = ['series.csv', *(f'figures/frontier.{e}' for e in figure_kinds())]
+    files = ['series.csv', *figure_files('figures/frontier')]
     a.finish(files, name='series', **said)
 
 # %% ../../nbs/audit/07_series.ipynb #c015

@@ -12,7 +12,7 @@ from .audited import Audited, name_of
 from .scan import base_pictures, scan, word_table
 from ..core import ForgetError, atomic, seed_for
 from ..metrics.stats import mean_interval_of, with_ends
-from ..show import FLOOR, INK, figure_kinds, wall
+from ..show import FLOOR, INK, figure_files, wall
 from ..training.checkpoints import load_adapted
 from ..training.together import load_together
 from ..worlds.world import World
@@ -92,5 +92,5 @@ def write_stack(a: Audited, s: Stack):
     "Write `together.csv` (a row per word) and, last, `together.json`."
     t = s.words.assign(**{f'alone: {n}': v for n, v in zip(s.names, s.alone)}, apart=s.apart)
     with atomic(a.home/'together.csv') as p: t.to_csv(p, index=False)
-    files = ['together.csv', *(f'figures/{n}.{e}' for n in ('together', 'wall') for e in figure_kinds())]
+    files = ['together.csv', *figure_files('figures/together', 'figures/wall')]
     a.finish(files, name='together', said=said_of_stack(s), change=dict(mean=float(s.together.mean())))

@@ -16,7 +16,7 @@ from .looks import SUSPECT, Recognized
 from .scan import Scan, over_words, reliability
 from ..core import atomic
 from ..metrics.stats import ENOUGH, mean_interval_of, wilson, with_ends
-from ..show import FLOOR, INK, figure_kinds, wall
+from ..show import FLOOR, INK, figure_files, wall
 from ..study.findings import Answer
 from ..study.step_appearance import Pictures
 from ..worlds.data import Word
@@ -224,7 +224,7 @@ def write_audit(a: Audited, f: Found, answers: list[Answer], figures: tuple[str,
         'likeness.csv':   f.likeness.rows if f.likeness else pd.DataFrame(),
         'copycat.csv':    f.copies.rows if f.copies else pd.DataFrame(),
     }
-    files = [f'figures/{n}.{e}' for n in figures for e in figure_kinds()]
+    files = figure_files(*(f'figures/{n}' for n in figures))
     for name, t in tables.items():
         if len(t.columns):
             with atomic(a.home/name) as p: t.to_csv(p, index=False)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KILLED', 'PATIENCE', 'LOST', 'BLOCKS', 'FIXED', 'STARTUP', 'SHAPE', 'command', 'surroundings', 'run_step', 'why',
            'causes', 'again', 'site', 'read_site', 'engine_folder', 'config', 'engine_log', 'engine_alive',
-           'close_engine', 'elsewhere', 'threads_of', 'trial', 'Clock', 'makespan', 'Remaining', 'estimate', 'progress',
-           'execute']
+           'close_engine', 'elsewhere', 'threads_of', 'trial', 'Clock', 'startable', 'makespan', 'Remaining',
+           'estimate', 'progress', 'execute']
 
 # %% ../../nbs/study/06_engine.ipynb #c003
 import os, re, shutil, sys, threading, time
@@ -352,12 +352,15 @@ class Clock:
     def knows(self, steps: list[Step]) -> bool: return all(self._pairs(s.name) for s in steps)
 
 # %% ../../nbs/study/06_engine.ipynb #c020d
+def startable(steps: list[Step], open_: set[int], most: int) -> list[Step]:
+    "The first `most` steps that need none of those that are `open_` (by id: not ended)."
+    return list(islice((s for s in steps if not any(id(n) in open_ for n in s.needs)), most))
+
 def makespan(todo: list[Step], seconds, workers: int) -> float:
     "Seconds until the last step has ended, when `workers` take steps in order as soon as what they need is there."
     t, waiting, running, open_ = 0., list(todo), [], {id(s) for s in todo}
     while waiting or running:
-        ready = (s for s in waiting if not any(id(n) in open_ for n in s.needs))
-        for s in list(islice(ready, workers - len(running))):
+        for s in startable(waiting, open_, workers - len(running)):
             waiting.remove(s)
             running.append((t + seconds(s), id(s)))
         t, over = min(running)
@@ -373,14 +376,11 @@ class Remaining:
     def ended(self, s: Step): self.going = [x for x in self.going if x is not s]
     def __call__(self) -> float:
         going, now = self.going, self.now()
-        open_ = {id(s) for s in going}
-        ready = (s for s in going if not any(id(n) in open_ for n in s.needs))
-        for s in islice(ready, self.workers): self.began.setdefault(id(s), now)
+        for s in startable(going, {id(s) for s in going}, self.workers): self.began.setdefault(id(s), now)
         def more(s):
             whole = self.seconds(s)
             return max(.1*whole, whole - (now - self.began.get(id(s), now)))       # who is late is not done
         return makespan(going, more, self.workers)
-
 
 # %% ../../nbs/study/06_engine.ipynb #c020e
 def estimate(steps: list[Step], clock: Clock, workers: int) -> str:
@@ -423,7 +423,6 @@ def progress(left, every: float=5.):
         finally:
             over.set()
             t.join()
-
 
 # %% ../../nbs/study/06_engine.ipynb #c062exec00
 def execute(steps: list[Step], workers: int=2, serial: bool=False, log=print, clock: 'Clock|None'=None) -> list[Step]:

@@ -10,8 +10,8 @@ import errno, importlib, os, sys, time
 from pathlib import Path
 import psutil
 from ..core import ForgetError, choose, project_path
-from ..show import figure_kinds
 from ..options import PARTS, study_arguments
+from ..show import figure_kinds
 from ..source import PACKAGE
 from .engine import Clock, STARTUP, engine_folder, estimate, execute, read_site, site, threads_of, trial
 from .files import read_study, ready
