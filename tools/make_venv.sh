@@ -27,14 +27,17 @@ fi
 again='pip says above why. Mend that (network? disk full?) and give the same command again: it goes on from here.'
 say "$(grep -c == requirements.txt) packages of requirements.txt (about 2 GB; 2 to 5 minutes the first time)"
 pip=(.venv/bin/python -m pip)
-"${pip[@]}" install --no-deps -r requirements.txt | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be installed.' "$again"
-"${pip[@]}" install --quiet --no-deps --no-build-isolation -e . || fail 'this package could not be installed.' "$again"
+install=("${pip[@]}" install --no-compile)      # pip compiles on one core; compileall, below, on all
+"${install[@]}" --no-deps -r requirements.txt | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be installed.' "$again"
+"${install[@]}" --quiet --no-deps --no-build-isolation -e . || fail 'this package could not be installed.' "$again"
 data=$(sed -n '/^# Installed for the files/,$ s/^\([a-z-]*\)==.*/\1/p' requirements.in | paste -sd'|')    # nobody runs their code: what they ask for may be missing
 broken() { "${pip[@]}" check | grep -Ev "^(No broken|$data )" || true; }
 if [ -n "$(broken)" ]; then
     say "adding what this machine's builds ask for"          # a GPU build of torch brings its libraries; macOS has two small extras
-    grep -Ev "^($data)==" requirements.txt | "${pip[@]}" install -r /dev/stdin | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be completed.' "$again"
+    grep -Ev "^($data)==" requirements.txt | "${install[@]}" -r /dev/stdin | awk '!/^Requirement already/ { print; fflush() }' || fail 'the packages could not be completed.' "$again"
     [ -z "$(broken)" ] || { broken; fail 'the environment does not fit together (above). Is requirements.txt the one of this revision?'; }
 fi
+# some files are for other versions of Python and do not compile: whoever imports one is told
+.venv/bin/python -m compileall -q -j 0 -x '[/]tests?[/]' .venv/lib > .venv/compiled.log || true
 printf '%s' "$here" > .venv/.complete
 say 'ready'
