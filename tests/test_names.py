@@ -5,6 +5,7 @@ import pytest
 
 import openworld_forget as owf
 from openworld_forget import source
+from openworld_forget.options import CHECKS
 from openworld_forget.source import imports, module_of, modules, reached, source_key
 
 from conftest import ROOT
@@ -85,7 +86,7 @@ OWF = ['-c', 'from openworld_forget.audit.__main__ import owf; owf()']
 
 @pytest.mark.parametrize('argv', [
     ['-m', 'openworld_forget.audit', '--budget', 'quik'], ['-m', 'openworld_forget.study'], ['-m', 'openworld_forget.study', '--help'],
-    [*OWF, 'audt'], [*OWF, 'plan', '--help'],
+    [*OWF, 'audt'], [*OWF, 'plan', '--help'], *([*OWF, c, '--help'] for c in CHECKS), [*OWF, 'subjects', '--size', '0'],
 ])
 def test_a_wrong_option_is_said_before_anything_is_imported(argv):
     r = subprocess.run([sys.executable, '-X', 'importtime', *argv], capture_output=True, text=True, cwd=ROOT)

@@ -12,7 +12,7 @@ from ..start import begin, importing
 
 # %% ../../nbs/audit/10_as_module.ipynb #c003
 def owf():
-    "The console script: `owf audit|run|plan|doctor|subjects|data`."
+    "The console script: `owf audit`, `run`, `plan` and the commands of `options.CHECKS`."
     begin()
     heard(sys.argv[1:])             # what is wrong with the options is said now
     with importing(): from openworld_forget.audit.command import command_line

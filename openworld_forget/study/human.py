@@ -10,7 +10,7 @@ __all__ = ['QUESTIONS', 'KIND', 'VERSION', 'BASE', 'FLOOR', 'SCRAMBLED', 'PRACTI
            'asked_of', 'write_human', 'command']
 
 # %% ../../nbs/study/19_human.ipynb #c003
-import argparse, base64, io, json
+import base64, io, json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import Field
 from ..core import ForgetError, Record, choose, content_key, load_tensors, outputs, read_json, rng
 from ..core import write_json, write_text
+from ..options import human_arguments
 from ..show import short_prompt
 from .records import Study
 from .run import Run
@@ -633,23 +634,8 @@ def write_human(study: str|Path, methods: list[str]=(), count: int=20, seed: int
     return '\n'.join(lines)
 
 # %% ../../nbs/study/19_human.ipynb #c038
-def _between(least: int, most: int):
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {least} to {most}')
-        return int(text)
-    return read
-
 def command(argv: list[str]) -> int:
     "`owf human STUDY`: write the page."
-    p = argparse.ArgumentParser(prog='owf human', description='Write one page that asks people about the pictures of a '
-                                'finished study: which is the usual one, which has changed more?')
-    p.add_argument('study', help='a YAML file, see studies/')
-    p.add_argument('--methods', nargs='+', default=[], metavar='NAME', help='what is compared with the base, and with '
-                   'each other (default: the first with a corrected form, and that form)')
-    p.add_argument('--scenes', type=_between(1, 1000), default=20, metavar='N', help='prompts and seeds (default: 20)')
-    p.add_argument('--seed', type=_between(0, 2**32 - 1), default=0, help='which scenes, and in what order')
-    p.add_argument('--pixels', type=_between(32, 2048), default=256, help='larger pictures are scaled down to this')
-    a = p.parse_args(argv)
+    a = human_arguments(argv)
     print(write_human(a.study, a.methods, a.scenes, a.seed, a.pixels), flush=True)
     return 0

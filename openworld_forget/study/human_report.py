@@ -9,7 +9,7 @@ __all__ = ['MOST', 'RULES', 'DRAWS', 'DISTANCES', 'WORDS', 'WITH_BASE', 'NOBODY'
            'human_table', 'said', 'human_figure', 'report_page', 'known_design', 'human_report', 'command']
 
 # %% ../../nbs/study/20_human_report.ipynb #c003
-import argparse, base64, json
+import base64, json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..core import ForgetError, Record, numbers, read_json, rng, write_text
 from ..metrics.color import cdi, name_histogram
 from ..metrics.judges import judges_of, unit
 from ..metrics.stats import ENOUGH, resample_weights, with_ends
+from ..options import human_report_arguments
 from ..show import FLOOR as GREY, INK, UNDATED, figure_kinds, save_figure
 from .human import BASE, KIND, QUESTIONS, VERSION, Design, Trial, asked_of, finished, order
 from .pages import framed
@@ -544,10 +545,6 @@ def human_report(study: str|Path, files: list[str|Path]) -> list[str]:
 # %% ../../nbs/study/20_human_report.ipynb #c055
 def command(argv: list[str]) -> int:
     "`owf human-report STUDY ANSWERS...`: what people said."
-    p = argparse.ArgumentParser(prog='owf human-report', description='What people chose on the page of `owf human`, '
-                                'how far they agree, and which measures see what they see.')
-    p.add_argument('study', help='the YAML file that the page was written for')
-    p.add_argument('answers', nargs='*', help='files that raters saved; without any it says that nobody has answered')
-    a = p.parse_args(argv)
+    a = human_report_arguments(argv)
     print('\n'.join(human_report(a.study, a.answers)), flush=True)
     return 0

@@ -6,10 +6,10 @@
 __all__ = ['subset_rows', 'subset_list', 'write_subset', 'save_subset', 'told', 'command']
 
 # %% ../../nbs/worlds/08_archives.ipynb #c003
-import argparse
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import ForgetError, project_path, write_text
+from ..options import data_arguments
 from .data import Benchmark
 from .folders import data_root, images_in, prompt_template, usual_number
 from .layouts import LAYOUTS, TestImages
@@ -67,20 +67,9 @@ def told(t: TestImages, which: list[int]) -> list[str]:
     return out
 
 # %% ../../nbs/worlds/08_archives.ipynb #c009
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    ap = argparse.ArgumentParser(
-        prog='owf data', description='What is in this benchmark, and is anything wrong with it?')
-    ap.add_argument('name', metavar='NAME', help=f'{", ".join(LAYOUTS)}, or a name of yours')
-    ap.add_argument('path', metavar='PATH', nargs='?', default='', help='its folder, or a downloaded archive '
-                    '(default: the folder NAME in benchmarks/ of the data folder)')
-    ap.add_argument('--all', action='store_true', help='decode every test image, not only those that a study draws')
-    ap.add_argument('--seed', type=int, default=0, help='draw by another seed')
-    ap.add_argument('--list', default='', metavar='FILE', help='write the drawn images as a list (CSV)')
-    return ap.parse_args(argv)
-
 def command(argv: list[str]) -> int:
     "`owf data NAME PATH`: what a benchmark's archive or folder holds; what is wrong with it is a `ForgetError`."
-    a = _arguments(argv)
+    a = data_arguments(argv)
     home = data_root()/'benchmarks'/a.name
     place, given = _place(a.name, project_path(a.path) if a.path else home)
     t = images_in(place, a.name, given)

@@ -7,13 +7,14 @@ __all__ = ['PACKAGES', 'Need', 'weights_needs', 'judges_needs', 'data_needs', 'm
            'command']
 
 # %% ../../nbs/worlds/07_doctor.ipynb #c002
-import argparse, importlib.util, os, shutil
+import importlib.util, os, shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 import huggingface_hub, torch
 from ..core import ForgetError, outputs, read_json
+from ..options import doctor_arguments
 from .data import data_source
 from .folders import TEMPLATES, data_root
 from .load import FEATURES, PARTS, SIZES, WEIGHTS, check_name, configs_source, default_device
@@ -228,13 +229,7 @@ def _verdict(needs: list[Need]) -> str:
 # %% ../../nbs/worlds/07_doctor.ipynb #c025
 def command(argv: list[str]) -> int:
     "`owf doctor WORLD`: print what it needs; 1 when something that a run needs is missing, else 0."
-    p = argparse.ArgumentParser(prog='owf doctor', description='What a world needs before a run: weights, judges, data, '
-                                'machine. Nothing is loaded, and nothing is asked of the network.')
-    p.add_argument('world', help=f'a name ({", ".join(WORLDS)}), a folder in diffusers layout, a hub id, or one '
-                                 '.safetensors file')
-    p.add_argument('--revision', help='of a hub id: its commit')
-    p.add_argument('--like', default='sd15', help='the world that a folder, a hub id or a file is like (default: sd15)')
-    a = p.parse_args(argv)
+    a = doctor_arguments(argv)
     named = a.world in WORLDS or not ('/' in a.world or local_path(a.world).exists())
     world = a.world if named else dict(name='mine', source=a.world, like=a.like, revision=a.revision)
     needs = doctor(world)

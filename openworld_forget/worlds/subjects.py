@@ -6,13 +6,14 @@
 __all__ = ['LOST', 'STYLE', 'Photo', 'look', 'Checked', 'photo_notes', 'check', 'table', 'page', 'command']
 
 # %% ../../nbs/worlds/10_subjects.ipynb #c003
-import argparse, base64, io, warnings
+import base64, io, warnings
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 import torch
 from PIL import Image
 from ..core import ForgetError, outputs, write_text
+from ..options import subjects_arguments
 from .data import BESIDE, check_class_word, check_count, check_twins, looks_alike
 from .folders import class_word_of, data_root, eval_templates, own_templates, rename_hint
 from .pictures import FITS, FORMATS, load_image, named_image, picture_files, sorted_out
@@ -172,21 +173,6 @@ def page(found: list[Checked], size: int, fit: str) -> str:
             f'every photograph as the model will see it: {how}, {size} x {size} pixels.</p>'
             f'{"".join(map(_section, found))}</body></html>')
 
-# %% ../../nbs/worlds/10_subjects.ipynb #c017
-def _arguments() -> argparse.ArgumentParser:
-    what = 'Check subjects and show their photographs as the model will see them.'
-    which = ('CustomConcept101, the DreamBooth set, a folder of folders of photographs, or one such folder '
-             '(default: the subjects of $OWF_DATA)')
-    square = 'its centre, or all of it on white (default: crop; in a study, `photos` of the world)'
-    a = argparse.ArgumentParser(prog='owf subjects', description=what)
-    a.add_argument('folder', nargs='?', default='', metavar='FOLDER', help=which)
-    a.add_argument('--class-word', default='', metavar='WORD', help='of one folder of photographs without a class.txt')
-    a.add_argument('--size', type=int, default=512, help='pixels a side of the model (default: 512)')
-    a.add_argument('--photos', choices=FITS, default='crop', help=square)
-    a.add_argument('--token', default='sks', help='the word that will name the subject (default: sks)')
-    a.add_argument('--html', default='', metavar='FILE', help='the page (default: outputs/subjects.html)')
-    return a
-
 # %% ../../nbs/worlds/10_subjects.ipynb #c018
 def _folder(text: str) -> Path:
     "The folder of subjects that a person means."
@@ -209,7 +195,7 @@ def _write(path: Path, text: str):
 def command(argv: list[str]) -> int:
     """`owf subjects FOLDER`: 0 if every subject can be used, 1 if one cannot; a folder without subjects is a
     `ForgetError`."""
-    a = _arguments().parse_args(argv)
+    a = subjects_arguments(argv)
     folder = _folder(a.folder)
     html = Path(a.html).expanduser() if a.html else outputs()/'subjects.html'
     every = listed(folder)
