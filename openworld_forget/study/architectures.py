@@ -86,8 +86,7 @@ class Finding:
 def findings_of(study: Study, names: list[str]) -> list[Finding]:
     "The findings that the methods `names` of a study can show."
     ms = {n: study.method(n) for n in names}
-    held = lambda m: m.prior or m.corrected or m.anchor or m.fisher or m.preference
-    full = [n for n, m in ms.items() if m.strength == 1 and not held(m)]
+    full = [n for n, m in ms.items() if m.strength == 1 and not m.held]
     known = nulls(study, names)
     out = [Finding('loss', n) for n in full]
     out += [Finding('kind', a, b) for a in full for b in full if (ms[a].family, ms[b].family) == ('lora', 'db')]

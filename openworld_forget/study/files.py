@@ -20,6 +20,7 @@ from ..training.adapt import ADAPTATIONS, COUNTS, cross_layers, token_id
 from ..training.checkpoints import checkpoint_kind, load_adapted
 from ..training.fit import Recipe
 from ..training.methods import METHODS, Method
+from ..training.own import own_source
 from ..training.sequence import sequence_tokens
 from ..worlds.data import DataSource, data_source, subject_for, templates_for
 from ..worlds.folders import data_root
@@ -162,11 +163,12 @@ def study_reports() -> list[str]:
     return [n for n, p in parameters.items() if {'study', 'home', 'key'} <= p and 'concept' not in p]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1b2
-def made_by(name: str, data: str) -> str:
-    "Content key of who makes a step: the template's cells, the source that they reach, and the world's `data` module."
+def made_by(name: str, data: str, regularizer: str='') -> str:
+    """Content key of who makes a step: the template's cells, the source that they reach, the world's `data` module, and
+    the file of a regularizer of one's own."""
     code = template_code(name)
     modules = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
-    return content_key(code, source_key(*sorted(modules), data))
+    return content_key(code, source_key(*sorted(modules), data), *own_source(regularizer))
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1c
 def world_data(spec: WorldSpec) -> DataSource:
@@ -257,7 +259,8 @@ def _idle(m: Method, fields: dict, chained: bool=False) -> list[str]:
     a = a if isinstance(a, dict) else {}
     counts = ('kind', *COUNTS[m.adaptation.kind])
     out = [f'adaptation.{k}' for k in a if k not in counts and (a[k] or k != 'text_encoder')]
-    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction or m.preference)) else []
+    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction or m.preference or m.regularizer)) else []
+    out += ['regularizer_weight'] if 'regularizer_weight' in fields and not m.regularizer else []
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1i
@@ -276,6 +279,7 @@ def _check_methods(s: Study, spec: WorldSpec):
             raise ForgetError(
                 f'overrides.steps and {where}.recipe.steps both say how long to train. Remove one of them.')
     for n, m in ms.items():
+        own_source(m.regularizer)
         if not m.trains and (odd := [x for x in s.steps if x in ('sequence', 'foresee')]):
             raise ForgetError(f'The method {n!r} trains nothing, and the step {odd[0]} asks what a training leaves. '
                               'Leave it out of the methods.')

@@ -24,6 +24,7 @@ from .records import Study
 from .step_foresee import FILE, NULLS, PREDICTORS
 from ..training.fit import Recipe
 from ..training.methods import Method
+from ..training.own import own_source
 from ..worlds.load import own_files
 from ..worlds.world import WorldSpec
 
@@ -381,8 +382,9 @@ KNOWN = ['world', 'method', 'name', 'points', 'low', 'high', 'subjects', 'classe
 def trained_as(spec: WorldSpec, m: Method) -> str:
     "A key of what decides a method's training, without its name."
     r = Recipe.make(**{**spec.recipes.get(m.adaptation.kind, {}), **m.recipe})
-    left_out = {'name', 'recipe'} | (set() if m.prior or m.correction else {'images', 'source', 'share'})
-    return content_key(m.model_dump(mode='json', exclude=left_out), r)[:16]
+    left_out = {'name', 'recipe', 'regularizer'} | (set() if m.regularizer else {'regularizer_weight'})
+    if not (m.prior or m.correction): left_out |= {'images', 'source', 'share'}
+    return content_key(m.model_dump(mode='json', exclude=left_out), r, *own_source(m.regularizer))[:16]
 
 def weights_of(spec: WorldSpec) -> str:
     "A key of a world's weights; '' of one that is not on this machine."

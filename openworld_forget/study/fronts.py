@@ -123,7 +123,7 @@ def nulls(study: Study, names: list[str]|None=None) -> dict[str, list[str]]:
     """The families that others are held against: a plain update of weights at several strengths, of an adaptation that
     other methods of the study share; all such families where none is shared. Family -> members, weakest first."""
     names = names or study.methods
-    plain = lambda m: m.trains and not (m.prior or m.correction)
+    plain = lambda m: m.trains and not m.held
     own = {k: v for k, (field, v) in families(study, names).items()
            if field == 'strength' and len(v) > 1 and plain(study.method(v[0]))}
     shared = lambda v: any(k in _kinds(study, v) for k in _kinds(study, [n for n in names if n not in v]))

@@ -70,7 +70,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     "The steps of a study in an order that respects what they need."
     home, steps, data, counts = (out or outputs())/study.name, [], spec_of(study.world).data, counts_of(study)
     cost = {trains: forwards(study, counts, trains) for trains in (True, False)}
-    made, content = cache(lambda name: made_by(name, data)), cache(lambda path: content_key(path))
+    made, content = cache(lambda name, own='': made_by(name, data, own)), cache(lambda path: content_key(path))
     of_benchmark = cache(drawn(provider(spec_of(study.world))))
     parts = parts_of(study, counts)
     def add(name, folder, needs=(), **params):
@@ -78,13 +78,14 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
         text = json.dumps(part.model_dump(mode='json'), sort_keys=True)
         decides = json.dumps(part.keyed().model_dump(mode='json'), sort_keys=True)
         s = Step(name, folder, dict(study=text, home=str(home), **params), list(needs))
-        trains = not part.methods or part.method(part.methods[0]).trains
+        m = part.method(part.methods[0]) if part.methods and name in READS else None
+        trains = m is None or m.trains
         twice = name == 'shard' and not part.methods and not part.checkpoints       # of the base, under both plans
         s.cost = cost[trains].get(name, 0.)*(2 if twice else 1) + 1
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
         files = [content(f) for f in files_of(part, name, of_benchmark, out)]
-        s.key = made(name) + content_key(name, decides, spec_of(part.world), files, params, below)
+        s.key = made(name, m.regularizer if m else '') + content_key(name, decides, spec_of(part.world), files, params, below)
         s.params['key'] = s.key
         steps.append(s)
         return s

@@ -82,12 +82,13 @@ class Run:
             study=str(study), home=str(self.home), concept=concept, method=method, seed=str(seed), budget=budget)
         self.limits, self.spec = self.study.limits, self.study.spec
         self.data = provider(self.spec)
-        if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data) for n in (*READS, *study_reports())}:
-            raise ForgetError(
-                'The source or the template was edited after this step was planned. Run the same command again.')
         self.concept, self.seed, self.key = concept, _seed(seed), key
         self.checkpoint = self.study.checkpoints.get(method)
         self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
+        own = self.method.regularizer if self.method else ''
+        if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data, own) for n in (*READS, *study_reports())}:
+            raise ForgetError(
+                'The source or the template was edited after this step was planned. Run the same command again.')
         if concept: choose(concept, self.data.subjects(), 'concept')
 
     @property

@@ -10,7 +10,7 @@ __all__ = ['PROBES', 'SMALL', 'DIRECTIONS', 'at_base', 'slopes', 'moments', 'row
 import torch
 from ..core import ForgetError, choose, generator, seed_for
 from .adapt import adapt, trainable, trained
-from .methods import Method, customize, recipe_of, seen, terms_of
+from .methods import Method, customize, own_of, recipe_of, seen, terms_of
 from .regularize import PlainObjective
 from ..worlds.data import Subject
 from ..worlds.world import World
@@ -22,8 +22,9 @@ def at_base(base: World, subject: Subject, m: Method, seed: int=0, cache=None) -
     w, params = adapt(base, m.adaptation, subject.token)
     trainable(w, params)
     if not params: raise ForgetError(f'{m.name} trains nothing: there is no direction to foresee.')
-    terms = terms_of(base, subject, m, stage, cache)
-    return PlainObjective(base, w, subject, terms, recipe_of(base, m).batch, stage), w, params
+    own, pulls = own_of(base, w, params, subject, m, stage, cache)      # the built-in pulls have no gradient here
+    terms = terms_of(base, subject, m, stage, cache) + own
+    return PlainObjective(base, w, subject, terms, recipe_of(base, m).batch, stage, pulls=pulls), w, params
 
 # %% ../../nbs/training/11_directions.ipynb #c007
 def slopes(value: torch.Tensor, params: dict) -> dict[str, torch.Tensor]:

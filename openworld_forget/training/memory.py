@@ -93,7 +93,7 @@ def gib(n: int) -> str:
 def streams_of(m: Method, batch: int) -> dict[str, int]:
     "How many images of each stream a step shows (`Objective.streams`)."
     count, parts = lambda share: max(1, round(share*batch)), m.source.split('+')
-    sizes = {'instance': batch} | ({'prior': batch} if m.prior else {})
+    sizes = {'instance': batch} | ({'prior': batch} if m.prior else {}) | ({m.regularizer: batch} if m.regularizer else {})
     for p in parts if m.corrected else ():
         name, n = STREAMS.get(p, p), count(m.share/2 if p == 'generic' and len(parts) > 1 else m.share)
         sizes[name] = max(n, sizes.get(name, 0))
@@ -142,6 +142,7 @@ def _training(names: tuple, nets: tuple, spec: str, m: str, groups: tuple[int, .
 def pulled_numbers(m: Method, trained: int) -> int:
     "Numbers that pulls towards the base hold until the backward, of so many that are trained; those of a LoRA: hardly any."
     differences = bool(m.anchor) + bool(m.fisher) if m.adaptation.kind in WEIGHTS else 0
+    differences += bool(m.regularizer)                              # of which only guesses are known: one of each
     return trained*(differences + bool(m.fisher))                   # and the Fisher information itself
 
 def customize_memory(spec: WorldSpec, nets: dict, m: Method, r: Recipe) -> Memory:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REWOUND', 'TEACHERS', 'LAMBDA', 'METHODS', 'FORMS', 'SIZES', 'BRACKETS', 'MITIGATIONS', 'READS', 'rewound', 'Method',
-           'pictures_of', 'method', 'recipe_of', 'terms_of', 'pulls_of', 'seen', 'teacher_of', 'run_key', 'customize']
+           'pictures_of', 'method', 'recipe_of', 'terms_of', 'pulls_of', 'own_of', 'seen', 'teacher_of', 'run_key',
+           'customize']
 
 # %% ../../nbs/training/03_methods.ipynb #c003
 import os, shutil
@@ -18,6 +19,7 @@ from ..source import source_key
 from .adapt import (
     UNTRAINED, Adaptation, adapt, finished, load_own, referred, save_adapted, stored, trainable, trained)
 from .fit import Recipe, checkpoint_key, fit
+from .own import own_parts, own_source
 from .reference import MODES, PICTURES, reference_tensors
 from openworld_forget.training.regularize import (
     AHEAD, MOVED, SOURCES, WEIGHTS, Objective, Pull, Term, anchor_pull, correction_terms, fisher_pull, origins,
@@ -68,6 +70,8 @@ class Method(Record):
     anchor: float = Field(0., ge=0, le=1e9)         # weight of the squared distance from the base's weights
     fisher: float = Field(0., ge=0, le=1e9)         # the same, counted by the base's Fisher information
     preference: float = Field(0., ge=0, le=1e9)     # beta of DCO: better than the base on the subject; 0: the plain loss
+    regularizer: str = ''                           # file.py with a regularizer of your own (howto/05_regularizer)
+    regularizer_weight: float = Field(1., ge=0, le=1e9)     # what its own weights are multiplied by
     strength: float = Field(1., ge=0, le=10)        # after training the update counts so much
     instances: int = Field(0, ge=0, le=1000)        # the subject's first images, so many; 0: all
     recipe: dict = {}                               # fields of the recipe that differ from the world's
@@ -81,6 +85,11 @@ class Method(Record):
     def trains(self) -> bool:
         "Whether anything is trained."
         return self.adaptation.kind not in UNTRAINED
+
+    @property
+    def held(self) -> bool:
+        "Whether any regularizer is part of it."
+        return any((self.prior, self.correction, self.anchor, self.fisher, self.preference, self.regularizer))
 
     @property
     def corrected(self) -> bool:
@@ -98,7 +107,8 @@ class Method(Record):
         """Whether this is `other` with drift correction: same adaptation, prior and other regularizers, and (with
         `training`) the same recipe, as many prior images and images of the subject. Two runs with one seed then differ
         in the correction alone."""
-        same = lambda m: (m.adaptation, m.prior, m.anchor, m.fisher, m.preference, m.strength)
+        own = lambda m: m.regularizer and (m.regularizer, m.regularizer_weight)
+        same = lambda m: (m.adaptation, m.prior, m.anchor, m.fisher, m.preference, own(m), m.strength)
         made = lambda m: (same(m), *((m.recipe, m.prior and m.images, m.instances) if training else ()))
         return self.corrected and not other.corrected and made(self) == made(other)
 
@@ -129,7 +139,7 @@ class Method(Record):
 
     @model_validator(mode='after')
     def _trains_something(self):
-        idle = ('prior', 'correction', 'anchor', 'fisher', 'preference', 'scout', 'recipe')
+        idle = ('prior', 'correction', 'anchor', 'fisher', 'preference', 'regularizer', 'scout', 'recipe')
         if self.trains: return self
         if said := [k for k in idle if getattr(self, k)]:
             raise ValueError(f'{said[0]}: {self.family} trains nothing, and there is nothing to regularize; leave it out')
@@ -215,6 +225,10 @@ def pulls_of(base: World, w: World, params: dict, subject: Subject, m: Method, s
     if m.fisher: pulls.append(fisher_pull(base, params, m.adaptation, subject, m.fisher, seed, cache))
     return pulls
 
+def own_of(base: World, w: World, params: dict, subject: Subject, m: Method, seed=0, cache=None) -> tuple[list[Term], list[Pull]]:
+    "What a method's regularizer of one's own adds."
+    return own_parts(m.regularizer, m.regularizer_weight, base, w, params, subject, seed, cache)
+
 def seen(subject: Subject, m: Method) -> Subject:
     "The subject as a method sees it: its first `instances` images, or all; more than there are is a `ForgetError`."
     n, has = m.instances, len(subject.images)
@@ -228,7 +242,7 @@ def teacher_of(base: World, m: Method, origin: World|None=None) -> World:
 
 def run_key(base: World, subject: Subject, m: Method, seed: int=0, origin: World|None=None) -> str:
     "Content key of a customization: everything that decides its weights, the source that trains them included."
-    teacher = teacher_of(base, m, origin).key if m.prior or m.corrected or m.preference else base.key
+    teacher = teacher_of(base, m, origin).key if m.prior or m.corrected or m.preference or m.regularizer else base.key
     subject = seen(subject, m)
     texts = base.tokens([subject.instance_prompt, subject.class_prompt])
     generic = m.fisher or m.corrected and 'generic' in m.source
@@ -236,7 +250,7 @@ def run_key(base: World, subject: Subject, m: Method, seed: int=0, origin: World
     source = source_key('openworld_forget.training.methods', *data)
     how = {k: v for k, v in base.spec.compute.numbers.items() if k in ('adam_8bit', 'compile')}    # others: base.key
     made = {k: v for k, v in m.model_dump(mode='json').items() if k != 'name'}
-    more = [*([how] if how else []), *([teacher] if teacher != base.key else [])]
+    more = [*([how] if how else []), *([teacher] if teacher != base.key else []), *own_source(m.regularizer)]
     return content_key(base.key, texts, subject.key, made, recipe_of(base, m), int(seed), source, *more)
 
 # %% ../../nbs/training/03_methods.ipynb #c012d
@@ -267,6 +281,8 @@ def _trained(base, subject, m, seed, ckpt, key, cache, every, teacher) -> tuple[
     pulls = pulls_of(base, w, params, subject, m, seed, cache)
     terms = terms_of(teacher, subject, m, seed, cache)
     scout = scout_for(terms, m.scout if m.corrected else 0, r.batch, seed, r.steps)
+    own = own_of(base, w, params, subject, m, seed, cache)
+    terms, pulls = terms + own[0], pulls + own[1]
     loss = Objective(base, w, subject, terms, r.batch, seed, r.forward, scout, pulls, m.preference, teacher)
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):
         print(f'{ckpt} is of another run, or of other source: the training starts again.')

@@ -89,12 +89,12 @@ def correction_terms(
 # %% ../../nbs/training/02_regularize.ipynb #c006k
 @dataclass(frozen=True, eq=False)
 class Pull:
-    "A term of the weights alone: `weight` times their squared distance from the base's."
+    "A term of the weights alone: `weight` times their squared distance from the base's, or another function of them."
     name: str
     weight: float
-    distance: Callable[[], torch.Tensor]        # () as a function of the weights as they are
+    distance: Callable[[int], torch.Tensor]     # step -> (), as a function of the weights as they are
 
-    def __call__(self) -> torch.Tensor: return self.weight*self.distance()
+    def __call__(self, step: int=0) -> torch.Tensor: return self.weight*self.distance(step)
 
 def origins(base: World, params: dict, token: str) -> dict[str, torch.Tensor]:
     "The base's own values of parameters that are weights of it, by their names in `params`: no copies."
@@ -115,7 +115,7 @@ def _weights_moved(base, w, params, token, importance=None):
     def squared(k, p):
         d = (p - start[k].to(p.dtype)).square()
         return (d*importance[k] if importance else d).sum()
-    return lambda: sum(squared(k, p) for k, p in params.items())
+    return lambda step: sum(squared(k, p) for k, p in params.items())
 
 def _lora_moved(base, w, params, token):
     "The same of the weights that LoRAs are added to: |s B A|^2 = s^2 tr((B^T B)(A A^T))."
@@ -123,7 +123,7 @@ def _lora_moved(base, w, params, token):
     def squared(m):
         A, B = (f['default'].weight.flatten(1) for f in (m.lora_A, m.lora_B))       # (r, in), (out, r)
         return m.scaling['default']**2*((B.T @ B)*(A @ A.T)).sum()
-    return lambda: sum(map(squared, layers))
+    return lambda step: sum(map(squared, layers))
 
 MOVED = dict(db=_weights_moved, cd=_weights_moved, lora=_lora_moved)     # kind -> how far its weights are from the base's
 WEIGHTS = ['db', 'cd']                                                  # kinds whose parameters are weights of the base
@@ -296,11 +296,13 @@ class PlainObjective(Seen):
                 y = said if p.teacher else self.base.target(b.z, b.e, b.t)
             with self.mixed(): out = self.adapted.predict(b.x, b.t, b.c)
             self.add(losses, p, out, y, said if p is self.compared else None)
-        return losses | self.pulled()
+        return losses | self.pulled(step)
 
-    def pulled(self) -> dict[str, torch.Tensor]:
-        "The terms of the weights alone."
-        return {p.name: p() for p in self.pulls}
+    def pulled(self, step: int) -> dict[str, torch.Tensor]:
+        "The terms of the weights alone; of one name: added up."
+        losses = {}
+        for p in self.pulls: losses[p.name] = losses.get(p.name, 0.) + p(step)
+        return losses
 
 # %% ../../nbs/training/02_regularize.ipynb #c007e
 def raw_outputs(world: World, batches: list[Batch]) -> tuple[torch.Tensor, ...]:
@@ -368,12 +370,12 @@ class Objective(PlainObjective):
     def parts(self, step: int, groups: list[list[str]]):
         "The losses of a step forward by forward, and at last those of the weights alone."
         yield from (self.group_loss(step, g) for g in groups)
-        if self.pulls: yield self.pulled()
+        if self.pulls: yield self.pulled(step)
 
     def __call__(self, step: int):
         if self.look(step): self.ahead.clear()
         if self.teachers: self.answers(step)                # before the forward whose activations are kept
         unseen = [k for k in self.streams if self.scouted(k) and not self.scout.images(step)]
         groups = [s for g in self.groups if (s := [k for k in g if k not in unseen])]
-        if len(groups) == 1: return self.group_loss(step, groups[0]) | self.pulled()
+        if len(groups) == 1: return self.group_loss(step, groups[0]) | self.pulled(step)
         return self.parts(step, groups)

@@ -1,0 +1,164 @@
+"""Regularizers of one's own: a file that repeats a built-in one makes its bits; keys, plans and directions know the file."""
+import sys
+
+import pytest
+import torch
+
+from openworld_forget.core import ForgetError, load_tensors
+from openworld_forget.study.files import made_by, read_study
+from openworld_forget.study.foresee import trained_as
+from openworld_forget.study.plan import plan
+from openworld_forget.study.run import Run
+from openworld_forget.training.adapt import adapt, trainable
+from openworld_forget.training.directions import at_base
+from openworld_forget.training.memory import groups_of
+from openworld_forget.training.methods import customize, method, own_of, recipe_of, run_key
+from openworld_forget.training.regularize import Objective, PlainObjective
+from openworld_forget.training.sequence import customize_sequence
+from openworld_forget.worlds.tiny import tiny_subject, tiny_world
+
+FAST = dict(images=2, recipe=dict(steps=5, batch=2, lr=1e-3))
+ANCHOR = '''
+from openworld_forget.training.regularize import Pull, origins
+def regularize(base, world, params, subject, seed, cache):
+    start = {k: v.detach() for k, v in origins(base, params, subject.token).items()}
+    def distance(step): return sum((p - start[k].to(p.dtype)).square().sum() for k, p in params.items())
+    return [Pull('mine', .001, distance)]
+'''
+BOTH = '''
+from openworld_forget.training.regularize import Pull, Term, generated_latents
+CAPTIONS = ['a dog', 'a red ball', 'a cup']
+def regularize(base, world, params, subject, seed, cache):
+    z = generated_latents(base, CAPTIONS, seed, 'mine', cache)
+    first = next(iter(params.values()))
+    return [Term('hold', 3., z, CAPTIONS, teacher=True), Term('learn', .5, z, CAPTIONS, stream='hold', share=.5),
+            Pull('even steps', 1., lambda step: (1 - step % 2)*first.square().sum()), Pull('even steps', 1., lambda step: first.sum())]
+'''
+
+@pytest.fixture
+def own(tmp_path):
+    "write(text) -> the path of a regularizer, as a process that has just begun finds it."
+    def write(text, name='mine'):
+        sys.modules.pop(f'own_{name}', None)
+        (tmp_path/f'{name}.py').write_text(text)
+        return str(tmp_path/f'{name}.py')
+    yield write
+    for k in [k for k in sys.modules if k.startswith('own_')]: del sys.modules[k]
+
+@pytest.fixture(scope='module')
+def base(): return tiny_world()
+@pytest.fixture(scope='module')
+def subject(): return tiny_subject()
+
+def weights(w): return {k: v for net in (w.unet, w.text_encoder) for k, v in net.state_dict().items()}
+def same(a, b): return all(torch.equal(v, b[k]) for k, v in a.items())
+
+def test_a_file_that_repeats_the_anchor_makes_its_bits(base, subject, own):
+    f = own(ANCHOR)
+    built, log = customize(base, subject, method('db-l2', anchor=.1, **FAST))
+    mine, my_log = customize(base, subject, method('db-plain', regularizer=f, regularizer_weight=100., **FAST))
+    free, _ = customize(base, subject, method('db-plain', **FAST))
+    assert same(weights(built), weights(mine)) and not same(weights(free), weights(mine))
+    assert [x['anchor'] for x in log] == [x['mine'] for x in my_log]
+
+def parts(base, subject, f, kind='db'):
+    m = method(f'{kind}-plain', regularizer=f, **FAST)
+    w, params = adapt(base, m.adaptation, subject.token)
+    trainable(w, params)
+    terms, pulls = own_of(base, w, params, subject, m)
+    return m, w, params, terms, pulls
+
+@pytest.mark.parametrize('forward', [0, 1])
+def test_same_loss_same_gradient_as_the_plain_objective(base, subject, own, forward):
+    m, w, params, terms, pulls = parts(base, subject, own(BOTH))
+    plain, fast = (O(base, w, subject, terms, 2, 0, pulls=pulls, **kw) for O, kw in ((PlainObjective, {}), (Objective, dict(forward=forward))))
+    for step in (0, 1):
+        a, found = plain(step), fast(step)
+        b = {k: v for d in ([found] if isinstance(found, dict) else list(found)) for k, v in d.items()}
+        assert a.keys() == b.keys() == {'instance', 'hold', 'learn', 'even steps'}
+        ga, gb = (torch.autograd.grad(sum(x.values()), list(params.values()), allow_unused=True) for x in (a, b))
+        for k in a: assert torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-7), k
+        for x, y in zip(ga, gb): assert x is y is None or torch.allclose(x, y, rtol=1e-3, atol=1e-6)
+        first = next(iter(params.values()))
+        assert torch.allclose(a['even steps'], (1 - step)*first.square().sum() + first.sum())
+
+@pytest.mark.parametrize('kind', ['db', 'lora'])
+def test_killed_anywhere_it_ends_with_the_same_weights(base, subject, own, tmp_path, monkeypatch, kind):
+    from openworld_forget.training import fit
+    m, at, whole = method(f'{kind}-plain', regularizer=own(BOTH), **FAST), tmp_path/'a.safetensors', tmp_path/'b.safetensors'
+    customize(base, subject, m, path=whole)
+    stepped, left = fit._stepped, [3]
+    def dies(*a):
+        left[0] -= 1
+        if left[0] < 0: raise KeyboardInterrupt
+        return stepped(*a)
+    with monkeypatch.context() as p:
+        p.setattr(fit, '_stepped', dies)
+        with pytest.raises(KeyboardInterrupt): customize(base, subject, m, path=at, every=2)
+    assert at.with_suffix('.ckpt.safetensors').exists() and not at.exists()
+    customize(base, subject, m, path=at, every=2)
+    a, b = load_tensors(at), load_tensors(whole)
+    assert same(a[0], b[0]) and a[1] == b[1]
+
+def test_keys_know_the_text_and_the_weight(base, subject, own):
+    f = own(ANCHOR)
+    m = method('db-plain', regularizer=f)
+    first = run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', f)
+    assert first[1] == trained_as(base.spec, m.but(name='other')) != trained_as(base.spec, m.but(regularizer_weight=2.))
+    assert run_key(base, subject, m.but(regularizer_weight=2.)) != first[0] != run_key(base, subject, method('db-plain'))
+    own(ANCHOR + '# a word more\n')
+    assert not {run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', f)} & set(first)
+    assert trained_as(base.spec, method('db-plain')) == trained_as(base.spec, method('db-plain', regularizer_weight=5.))      # of nothing
+
+def study(tmp_path, f, **more):
+    text = 'name: mine\nworld: mini\nconcepts: [cat-noto]\nmethods: [db-plain, mine]\nsteps: [front]\nreports: [methods]\nbudget: smoke\nvariants:\n'
+    fields = ', '.join(f'{k}: {v}' for k, v in dict(of='db-plain', regularizer=f, **more).items())
+    (tmp_path/'study.yaml').write_text(text + f'  mine: {{{fields}}}\n')
+    return read_study(tmp_path/'study.yaml')
+
+def test_a_step_that_was_planned_with_another_text_does_not_run(own, tmp_path):
+    f = own(ANCHOR)
+    s = study(tmp_path, f)
+    steps = {x.params['method']: x for x in plan(s, tmp_path) if x.name == 'front'}
+    run = lambda m: Run(**{k: v for k, v in steps[m].params.items() if k in ('study', 'home', 'concept', 'method', 'seed', 'key')})
+    assert run('mine').method.regularizer == f and run('db-plain').method.regularizer == ''
+    own(ANCHOR + '# a word more\n')
+    with pytest.raises(ForgetError, match='edited after this step was planned'): run('mine')
+    run('db-plain')
+    again = {x.params['method']: x.key for x in plan(s, tmp_path) if x.name == 'front'}
+    assert again['db-plain'] == steps['db-plain'].key and again['mine'] != steps['mine'].key
+
+def test_a_study_says_what_is_wrong_before_anything_is_planned(own, tmp_path):
+    f = own(ANCHOR)
+    with pytest.raises(ForgetError, match='no Python file'): study(tmp_path, f + 'x')
+    with pytest.raises(ForgetError, match=r'cannot be loaded.*ZeroDivisionError'): study(tmp_path, own('1/0'))
+    with pytest.raises(ForgetError, match='no function `regularize`'): study(tmp_path, own('x = 1'))
+    with pytest.raises(ForgetError, match='regularizer_weight has no effect'): study(tmp_path, "''", regularizer_weight=3)
+    with pytest.raises(ForgetError, match='trains nothing'): method('ref-append', regularizer=f)
+    (tmp_path/'more').mkdir()
+    (tmp_path/'more/mine.py').write_text(ANCHOR)
+    own(ANCHOR)
+    study(tmp_path, f)
+    with pytest.raises(ForgetError, match='Two regularizers'): study(tmp_path, tmp_path/'more/mine.py')
+
+def test_it_is_no_null_no_plain_method_and_its_corrected_form_has_it_too(own):
+    f = own(ANCHOR)
+    mine, fixed = method('db-plain', regularizer=f), method('db-dc-nopr', regularizer=f)
+    assert mine.held and not mine.corrected and not method('db-plain').held
+    assert fixed.corrects(mine) and not fixed.corrects(method('db-plain')) and not method('db-dc-nopr').corrects(mine)
+    assert not fixed.corrects(mine.but(regularizer_weight=2.))
+
+def test_directions_memory_and_sequences_count_it(base, subject, own):
+    m = method('db-plain', regularizer=own(BOTH), **FAST)
+    loss, _, _ = at_base(base, subject, m)
+    assert [p.name for p in loss.terms] == ['instance', 'hold', 'learn'] and [p.name for p in loss.pulls] == ['even steps']*2
+    assert groups_of(m, recipe_of(base, m)) == (4,) and groups_of(method('db-plain', **FAST), recipe_of(base, m)) == (2,)
+    stage, = customize_sequence(base, [subject], m)
+    assert set(stage.log[0]) >= {'instance', 'hold', 'learn', 'even steps'}
+
+def test_half_precision_and_latents_that_lie_elsewhere(own, subject):
+    half = tiny_world().to(dtype=torch.bfloat16)
+    _, _, _, terms, pulls = parts(half, subject, own(BOTH.replace('return [', 'z = z.double(); return [')))
+    assert terms[0].latents.dtype == torch.bfloat16 and terms[0].latents is terms[1].latents
+    _, log = customize(half, subject, method('db-plain', regularizer=own(BOTH), **FAST))
+    assert all(torch.isfinite(torch.tensor(x['hold'])) for x in log)
