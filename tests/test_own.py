@@ -1,24 +1,30 @@
 """Regularizers of one's own: a file that repeats a built-in one makes its bits; keys, plans and directions know the file."""
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from openworld_forget import source
 from openworld_forget.core import ForgetError, load_tensors
-from openworld_forget.study.files import made_by, read_study
+from openworld_forget.study.files import _idle, made_by, read_study
 from openworld_forget.study.foresee import trained_as
+from openworld_forget.study.fronts import nulls
 from openworld_forget.study.plan import plan
 from openworld_forget.study.run import Run
+from openworld_forget.study.tables import correction_settings
 from openworld_forget.training.adapt import adapt, trainable
 from openworld_forget.training.directions import at_base
-from openworld_forget.training.memory import groups_of
+from openworld_forget.training.memory import groups_of, pulled_numbers
 from openworld_forget.training.methods import customize, method, own_of, recipe_of, run_key
+from openworld_forget.training.own import own_source
 from openworld_forget.training.regularize import Objective, PlainObjective
 from openworld_forget.training.sequence import customize_sequence
 from openworld_forget.worlds.tiny import tiny_subject, tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=5, batch=2, lr=1e-3))
 ANCHOR = '''
+from openworld_forget.training.own import own_source
 from openworld_forget.training.regularize import Pull, origins
 def regularize(base, world, params, subject, seed, cache):
     start = {k: v.detach() for k, v in origins(base, params, subject.token).items()}
@@ -26,13 +32,14 @@ def regularize(base, world, params, subject, seed, cache):
     return [Pull('mine', .001, distance)]
 '''
 BOTH = '''
+from openworld_forget.training.own import own_source
 from openworld_forget.training.regularize import Pull, Term, generated_latents
 CAPTIONS = ['a dog', 'a red ball', 'a cup']
 def regularize(base, world, params, subject, seed, cache):
     z = generated_latents(base, CAPTIONS, seed, 'mine', cache)
     first = next(iter(params.values()))
     return [Term('hold', 3., z, CAPTIONS, teacher=True), Term('learn', .5, z, CAPTIONS, stream='hold', share=.5),
-            Pull('even steps', 1., lambda step: (1 - step % 2)*first.square().sum()), Pull('even steps', 1., lambda step: first.sum())]
+            Pull('even steps', 1., lambda step: (1 - step % 2)*first.square().sum()), Pull('hold', .5, lambda step: first.sum())]
 '''
 
 @pytest.fixture
@@ -70,17 +77,48 @@ def parts(base, subject, f, kind='db'):
 
 @pytest.mark.parametrize('forward', [0, 1])
 def test_same_loss_same_gradient_as_the_plain_objective(base, subject, own, forward):
-    m, w, params, terms, pulls = parts(base, subject, own(BOTH))
-    plain, fast = (O(base, w, subject, terms, 2, 0, pulls=pulls, **kw) for O, kw in ((PlainObjective, {}), (Objective, dict(forward=forward))))
+    "Parts of one name are added up, of the weights or not, however many forwards there are."
+    _, w, params, terms, pulls = parts(base, subject, own(BOTH))
+    O = lambda kind, terms, pulls, **kw: kind(base, w, subject, terms, 2, 0, pulls=pulls, **kw)
+    plain, fast, alone = O(PlainObjective, terms, pulls), O(Objective, terms, pulls, forward=forward), O(PlainObjective, terms, [])
     for step in (0, 1):
-        a, found = plain(step), fast(step)
-        b = {k: v for d in ([found] if isinstance(found, dict) else list(found)) for k, v in d.items()}
+        a, found, b = plain(step), fast(step), {}
+        for d in [found] if isinstance(found, dict) else list(found):
+            for k, v in d.items(): b[k] = b.get(k, 0.) + v
         assert a.keys() == b.keys() == {'instance', 'hold', 'learn', 'even steps'}
         ga, gb = (torch.autograd.grad(sum(x.values()), list(params.values()), allow_unused=True) for x in (a, b))
         for k in a: assert torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-7), k
         for x, y in zip(ga, gb): assert x is y is None or torch.allclose(x, y, rtol=1e-3, atol=1e-6)
         first = next(iter(params.values()))
-        assert torch.allclose(a['even steps'], (1 - step)*first.square().sum() + first.sum())
+        assert torch.allclose(a['even steps'], (1 - step)*first.square().sum())
+        assert torch.allclose(a['hold'], alone(step)['hold'] + .5*first.sum()) and first.sum().abs() > 1e-3
+
+def test_the_weight_multiplies_every_part(base, subject, own):
+    f, (_, w, params, *_) = own(BOTH), parts(base, subject, own(BOTH))
+    one, three = (own_of(base, w, params, subject, method('db-plain', regularizer=f, regularizer_weight=k)) for k in (1., 3.))
+    assert [p.weight for p in one[0] + one[1]] == [3., .5, 1., .5] and [p.weight for p in three[0] + three[1]] == [9., 1.5, 3., 1.5]
+
+TEXT = BOTH.split('def regularize')[0] + '''
+def regularize(base, world, params, subject, seed, cache):
+    z = base.encode(subject.images)
+    said = [subject.instance_prompt]*len(z)
+    held = generated_latents(base, CAPTIONS, seed, 'mine', cache)
+    return [Term('more', 1., z, said), Term('held', 1., held, CAPTIONS, teacher=True)]
+'''
+
+@pytest.mark.parametrize('kind', ['cd', 'ti'])
+def test_images_to_learn_have_their_captions_read_as_the_subjects_are(base, subject, own, kind):
+    "Where V* is trained it is the trained one; what the base answers is read by the base."
+    a = method('ti' if kind == 'ti' else 'cd-plain', regularizer=own(TEXT)).adaptation
+    w, params = adapt(base, a, subject.token)
+    trainable(w, params)
+    terms, pulls = own_of(base, w, params, subject, method('ti' if kind == 'ti' else 'cd-plain', regularizer=own(TEXT)))
+    row = next(p for k, p in params.items() if k.endswith('row'))
+    with torch.no_grad(): row += 1.
+    loss = PlainObjective(base, w, subject, terms, 2, 0, pulls=pulls)
+    now = w.encode_text([subject.instance_prompt])[0]
+    assert torch.allclose(loss.draw('more', 0).c[0], now, atol=1e-5) and not torch.allclose(now, base.encode_text([subject.instance_prompt])[0])
+    assert torch.autograd.grad(loss(0)['more'], row)[0].abs().max() > 0 and not loss.draw('held', 0).c.requires_grad
 
 @pytest.mark.parametrize('kind', ['db', 'lora'])
 def test_killed_anywhere_it_ends_with_the_same_weights(base, subject, own, tmp_path, monkeypatch, kind):
@@ -109,6 +147,45 @@ def test_keys_know_the_text_and_the_weight(base, subject, own):
     own(ANCHOR + '# a word more\n')
     assert not {run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', f)} & set(first)
     assert trained_as(base.spec, method('db-plain')) == trained_as(base.spec, method('db-plain', regularizer_weight=5.))      # of nothing
+
+def test_a_helper_that_is_not_installed_is_part_of_the_key(own, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    at = tmp_path/'my_helper.py'
+    at.write_text('SCALE = 1.')
+    f = own('import json, numpy\nimport my_helper as h' + ANCHOR)
+    key = own_source(f)
+    assert key == own_source(f) and own_source('') == []
+    at.write_text('SCALE = 9.')
+    monkeypatch.delitem(source._LOADED, at)                         # what starting anew does
+    assert own_source(f) != key
+    del sys.modules['my_helper']
+
+def test_a_key_knows_the_file_not_its_spelling_and_what_it_says_it_reads(base, subject, own, tmp_path):
+    f = own(ANCHOR)
+    m, same = method('db-plain', regularizer=f), method('db-plain', regularizer=str(tmp_path/'x'/'..'/'mine.py'))
+    assert m == same and method('db-dc-nopr', regularizer=f).corrects(same)
+    first = run_key(base, subject, m)
+    sys.modules.pop('own_mine')
+    (tmp_path/'moved').mkdir()
+    (tmp_path/'moved/mine.py').write_text(ANCHOR)
+    assert run_key(base, subject, method('db-plain', regularizer=str(tmp_path/'moved/mine.py'))) == first
+    (tmp_path/'captions.txt').write_text('a cup')
+    f = own(ANCHOR + "FILES = ['captions.txt']\n")
+    m = method('db-plain', regularizer=f)
+    first = run_key(base, subject, m)
+    (tmp_path/'captions.txt').write_text('a hat')
+    assert run_key(base, subject, m) != first
+
+def test_a_helper_that_the_file_finds_itself_is_part_of_the_key(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    at = tmp_path/'words_of_mine.py'
+    at.write_text('WEIGHT = 1.')
+    f = own('import sys; from pathlib import Path; sys.path.insert(0, str(Path(__file__).parent)); from words_of_mine import WEIGHT' + ANCHOR)
+    key = own_source(f)
+    at.write_text('WEIGHT = 9.')
+    monkeypatch.delitem(source._LOADED, at)
+    assert own_source(f) != key
+    del sys.modules['words_of_mine']
 
 def study(tmp_path, f, **more):
     text = 'name: mine\nworld: mini\nconcepts: [cat-noto]\nmethods: [db-plain, mine]\nsteps: [front]\nreports: [methods]\nbudget: smoke\nvariants:\n'
@@ -141,8 +218,15 @@ def test_a_study_says_what_is_wrong_before_anything_is_planned(own, tmp_path):
     study(tmp_path, f)
     with pytest.raises(ForgetError, match='Two regularizers'): study(tmp_path, tmp_path/'more/mine.py')
 
-def test_it_is_no_null_no_plain_method_and_its_corrected_form_has_it_too(own):
+def test_it_is_no_null_no_plain_method_and_its_corrected_form_has_it_too(own, tmp_path):
     f = own(ANCHOR)
+    s = study(tmp_path, f)
+    more = {'mine-50': dict(of='db-plain', regularizer=f, strength=.5), 'db-50': dict(of='db-plain', strength=.5)}
+    s = s.but(variants={**s.variants, **more}, methods=['db-50', 'db-plain', 'mine-50', 'mine', 'db-dc-nopr'])
+    assert list(nulls(s).values()) == [['db-50', 'db-plain']]
+    for order in (['mine', 'db-plain', 'db-dc-nopr'], ['db-dc-nopr', 'db-plain', 'mine']):
+        said = correction_settings(s.but(methods=order))
+        assert said.none == 'db-plain' and said.labels['mine'] == 'mine' and said.labels['db-plain'] == 'no correction'
     mine, fixed = method('db-plain', regularizer=f), method('db-dc-nopr', regularizer=f)
     assert mine.held and not mine.corrected and not method('db-plain').held
     assert fixed.corrects(mine) and not fixed.corrects(method('db-plain')) and not method('db-dc-nopr').corrects(mine)
@@ -151,7 +235,8 @@ def test_it_is_no_null_no_plain_method_and_its_corrected_form_has_it_too(own):
 def test_directions_memory_and_sequences_count_it(base, subject, own):
     m = method('db-plain', regularizer=own(BOTH), **FAST)
     loss, _, _ = at_base(base, subject, m)
-    assert [p.name for p in loss.terms] == ['instance', 'hold', 'learn'] and [p.name for p in loss.pulls] == ['even steps']*2
+    assert [p.name for p in loss.terms] == ['instance', 'hold', 'learn'] and [p.name for p in loss.pulls] == ['even steps', 'hold']
+    assert pulled_numbers(m, 100) == 100 and pulled_numbers(method('db-plain'), 100) == 0
     assert groups_of(m, recipe_of(base, m)) == (4,) and groups_of(method('db-plain', **FAST), recipe_of(base, m)) == (2,)
     stage, = customize_sequence(base, [subject], m)
     assert set(stage.log[0]) >= {'instance', 'hold', 'learn', 'even steps'}
@@ -162,3 +247,11 @@ def test_half_precision_and_latents_that_lie_elsewhere(own, subject):
     assert terms[0].latents.dtype == torch.bfloat16 and terms[0].latents is terms[1].latents
     _, log = customize(half, subject, method('db-plain', regularizer=own(BOTH), **FAST))
     assert all(torch.isfinite(torch.tensor(x['hold'])) for x in log)
+
+def test_in_a_chain_the_origin_answers_and_draws_and_is_in_the_key(base, subject, own, tmp_path):
+    f = own(BOTH.replace("    first =", "    open(cache/'asked', 'a').write(base.key + '\\n')\n    first ="))
+    m, second = method('db-plain', regularizer=f, **FAST), replace(subject, name='second', token='y', images=255 - subject.images)
+    one, _ = customize_sequence(base, [subject, second], m, cache=tmp_path)
+    assert (tmp_path/'asked').read_text().split() == [base.key]*2 != [one.world.key]*2
+    assert run_key(one.world, second, m, origin=base) != run_key(one.world, second, m)
+    assert not _idle(m, dict(teacher='previous'), True) and _idle(method('db-plain'), dict(teacher='previous'), True) == ['teacher']

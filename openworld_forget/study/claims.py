@@ -131,7 +131,9 @@ def more_than(rows: pd.DataFrame, answers: Answers, subjects: list[str], split: 
 
     `subjects`: the subject of every run."""
     text, t = 'DreamBooth forgets more than Custom Diffusion (58.1 against 59.0 % accuracy)', pick(rows, 'drop', split)
-    first = lambda kind: next((m for m, r in t.iterrows() if r.adaptation == kind and not r.corrected), None)
+    # first those that have a corrected form
+    order = [m for m in [*corrected_forms(rows), *t.index] if m in t.index and not t.corrected[m]]
+    first = lambda kind: next((m for m in order if t.adaptation[m] == kind), None)
     a, b = first('db'), first('cd')
     if a is None or b is None: return text, '', verdict([], [])
     f, C = over_benchmarks('accuracy_drop', answers.sizes), sum(answers.sizes)

@@ -377,14 +377,14 @@ def correction_settings(study: Study) -> Settings:
 
     Raises ForgetError where no method is without correction, or none is with it."""
     ms, default = {m: study.method(m) for m in study.methods}, Method(name='default')
-    none = next((n for n, m in ms.items() if not m.correction), None)
-    fixed = [m for m in ms.values() if m.correction]
+    fixed, free = [m for m in ms.values() if m.correction], [n for n, m in ms.items() if not m.correction]
+    none = next((n for n in free if any(f.corrects(ms[n], training=False) for f in fixed)), next(iter(free), None))
     if none is None or not fixed:
         raise ForgetError(f'The study {study.name!r} needs a method without correction and one with it; '
                           f'it has {list(ms)}.')
     kind = lambda m: (m.source, m.share)
     seen = lambda m: m.source + (' (whole batch)' if m.share == 1 else '')
-    said = lambda text, m: text if m.correction else 'no correction'
+    said = lambda text, m: text if m.correction else 'no correction' if m.name == none else m.name
     swept = max((kind(m) for m in fixed), key=lambda k: len({m.correction for m in fixed if kind(m) == k}))
     usual = {n: m for n, m in ms.items() if n == none or m.correction == LAMBDA}
     return Settings(

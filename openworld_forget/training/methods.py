@@ -19,7 +19,7 @@ from ..source import source_key
 from .adapt import (
     UNTRAINED, Adaptation, adapt, finished, load_own, referred, save_adapted, stored, trainable, trained)
 from .fit import Recipe, checkpoint_key, fit
-from .own import own_parts, own_source
+from .own import own_parts, own_path, own_source
 from .reference import MODES, PICTURES, reference_tensors
 from openworld_forget.training.regularize import (
     AHEAD, MOVED, SOURCES, WEIGHTS, Objective, Pull, Term, anchor_pull, correction_terms, fisher_pull, origins,
@@ -115,6 +115,10 @@ class Method(Record):
     @field_validator('source')
     @classmethod
     def _known(cls, v): return choose(v, SOURCES, 'correction source')
+
+    @field_validator('regularizer')
+    @classmethod
+    def _one_spelling(cls, v): return own_path(v) if v else v
 
     @field_validator('teacher')
     @classmethod
@@ -225,8 +229,8 @@ def pulls_of(base: World, w: World, params: dict, subject: Subject, m: Method, s
     if m.fisher: pulls.append(fisher_pull(base, params, m.adaptation, subject, m.fisher, seed, cache))
     return pulls
 
-def own_of(base: World, w: World, params: dict, subject: Subject, m: Method, seed=0, cache=None) -> tuple[list[Term], list[Pull]]:
-    "What a method's regularizer of one's own adds."
+def own_of(base: World, w: World, params: dict, subject: Subject, m: Method, seed: int=0, cache=None) -> tuple:
+    "(terms, pulls) that a method's regularizer of one's own adds; `base` answers for them (`teacher_of`)."
     return own_parts(m.regularizer, m.regularizer_weight, base, w, params, subject, seed, cache)
 
 def seen(subject: Subject, m: Method) -> Subject:
@@ -249,7 +253,7 @@ def run_key(base: World, subject: Subject, m: Method, seed: int=0, origin: World
     data = [base.spec.data] if generic else []                                      # where generic captions come from
     source = source_key('openworld_forget.training.methods', *data)
     how = {k: v for k, v in base.spec.compute.numbers.items() if k in ('adam_8bit', 'compile')}    # others: base.key
-    made = {k: v for k, v in m.model_dump(mode='json').items() if k != 'name'}
+    made = m.model_dump(mode='json', exclude={'name', 'regularizer'})               # which counts by its text, not its place
     more = [*([how] if how else []), *([teacher] if teacher != base.key else []), *own_source(m.regularizer)]
     return content_key(base.key, texts, subject.key, made, recipe_of(base, m), int(seed), source, *more)
 
@@ -281,7 +285,7 @@ def _trained(base, subject, m, seed, ckpt, key, cache, every, teacher) -> tuple[
     pulls = pulls_of(base, w, params, subject, m, seed, cache)
     terms = terms_of(teacher, subject, m, seed, cache)
     scout = scout_for(terms, m.scout if m.corrected else 0, r.batch, seed, r.steps)
-    own = own_of(base, w, params, subject, m, seed, cache)
+    own = own_of(teacher, w, params, subject, m, seed, cache)
     terms, pulls = terms + own[0], pulls + own[1]
     loss = Objective(base, w, subject, terms, r.batch, seed, r.forward, scout, pulls, m.preference, teacher)
     if ckpt and ckpt.exists() and tensor_shapes(ckpt)[1].get('key') != checkpoint_key(key, r):

@@ -31,6 +31,7 @@ class Term:
     teacher: bool = False       # target: the base's answer instead of the noise
     stream: str = ''            # terms of one stream see the same images, times and noise; default: the name
     share: float = 1.           # images per step, as a share of the batch
+    reads: bool = False         # captions are read by the text encoder as it is trained, not by the base's
 
     def __post_init__(self): object.__setattr__(self, 'stream', self.stream or self.name)
 
@@ -235,13 +236,14 @@ class PlainObjective(Seen):
         self.base, self.adapted, self.batch, self.seed, self.scout = base, adapted, batch, seed, scout
         self.teacher = base if teacher is None else teacher
         z = base.encode(subject.images)                                                     # (m, c, h, w)
-        self.terms = [Term('instance', 1.0, z, [subject.instance_prompt]*len(z)), *(p for p in terms if p.weight)]
+        self.terms = [Term('instance', 1.0, z, [subject.instance_prompt]*len(z), reads=True), *(p for p in terms if p.weight)]
         self.pulls, self.preference = [p for p in pulls if p.weight], preference
         self.compared = self.terms[0] if preference else None   # the term whose loss is compared with the base's
         self.streams = {}                                   # name -> the term whose images it shows, how many a step
         for p in self.terms:
             first, n = self.streams.get(p.stream, (p, 0))
             self.streams[p.stream] = first, max(n, self.count(p))
+        self.read = {p.stream for p in self.terms if p.reads}
         texts = sorted({c for p in self.terms for c in p.captions})
         said = lambda w: dict(zip(texts, w.encode_text(texts)))
         with torch.no_grad(): self.states = said(base)                                      # caption -> (length, width)
@@ -261,7 +263,7 @@ class PlainObjective(Seen):
         e = torch.randn((n, *self.base.latent_shape), generator=g).to(self.base.device, self.base.dtype)
         z = p.latents[i.to(p.latents.device)]                                               # (n, c, h, w)
         captions = [p.captions[k] for k in i.tolist()]
-        if stream == 'instance' and self.trains_text and not states:
+        if stream in self.read and self.trains_text and not states:
             with self.mixed(): c = self.adapted.encode_text(captions)
         else: c = torch.stack([(states or self.states)[k] for k in captions])               # (n, length, width)
         b = Batch(self.base.add_noise(z, e, t), t, c, z, e)
@@ -296,11 +298,10 @@ class PlainObjective(Seen):
                 y = said if p.teacher else self.base.target(b.z, b.e, b.t)
             with self.mixed(): out = self.adapted.predict(b.x, b.t, b.c)
             self.add(losses, p, out, y, said if p is self.compared else None)
-        return losses | self.pulled(step)
+        return self.pulled(step, losses)
 
-    def pulled(self, step: int) -> dict[str, torch.Tensor]:
-        "The terms of the weights alone; of one name: added up."
-        losses = {}
+    def pulled(self, step: int, losses: dict) -> dict[str, torch.Tensor]:
+        "The losses, and with them the terms of the weights alone; of one name: added up."
         for p in self.pulls: losses[p.name] = losses.get(p.name, 0.) + p(step)
         return losses
 
@@ -370,12 +371,12 @@ class Objective(PlainObjective):
     def parts(self, step: int, groups: list[list[str]]):
         "The losses of a step forward by forward, and at last those of the weights alone."
         yield from (self.group_loss(step, g) for g in groups)
-        if self.pulls: yield self.pulled(step)
+        if self.pulls: yield self.pulled(step, {})
 
     def __call__(self, step: int):
         if self.look(step): self.ahead.clear()
         if self.teachers: self.answers(step)                # before the forward whose activations are kept
         unseen = [k for k in self.streams if self.scouted(k) and not self.scout.images(step)]
         groups = [s for g in self.groups if (s := [k for k in g if k not in unseen])]
-        if len(groups) == 1: return self.group_loss(step, groups[0]) | self.pulled(step)
+        if len(groups) == 1: return self.pulled(step, self.group_loss(step, groups[0]))
         return self.parts(step, groups)
