@@ -176,6 +176,7 @@ def render(notebook) -> str:
     for cell in notebook.cells:         # what libraries say to themselves, their bars too, is in the notebook and in the log
         if 'outputs' in cell:
             cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+    notebook.metadata.pop('widgets', None)
     return HTMLExporter(config=c, template_name='basic').from_notebook_node(notebook)[0]
 
 # %% ../../nbs/study/16_pages.ipynb #c015repo
