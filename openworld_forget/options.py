@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['at_least_one', 'PARTS', 'BUDGET_NAMES', 'WORLD_NAMES', 'BENCHMARK_NAMES', 'FIT_NAMES', 'READ', 'CHECKS',
-           'EXTENT_NAMES', 'READERS', 'between', 'study_arguments', 'doctor_arguments', 'subjects_arguments',
-           'data_arguments', 'human_arguments', 'human_report_arguments', 'arguments', 'heard']
+           'EXTENT_NAMES', 'between', 'study_arguments', 'doctor_arguments', 'subjects_arguments', 'data_arguments',
+           'human_arguments', 'human_report_arguments', 'arguments', 'heard']
 
 # %% ../nbs/05_options.ipynb #c003
 import argparse, os, sys
@@ -137,12 +137,12 @@ READ = (
     'diffusers, peft and this package; a folder of checkpoint-* folders or epochs is audited as a series, a+b:0.7 as a '
     'stack of files. Without a file: a LoRA that is trained for it.')
 
-CHECKS = {      # commands that another module answers: the module, and what is asked
-    'doctor':   ('worlds.doctor', 'what a world needs before a run: weights, judges, data, machine'),
-    'subjects': ('worlds.subjects', 'can these photos be used? A table and a contact sheet'),
-    'data':     ('worlds.archives', 'is the archive or folder of a benchmark as it must be?'),
-    'human':    ('study.human', 'a page that asks people about the pictures of a finished study'),
-    'human-report': ('study.human_report', 'what people answered on that page'),
+CHECKS = {      # commands that another module answers: the module, what is asked, and its options
+    'doctor':   ('worlds.doctor', 'what a world needs before a run: weights, judges, data, machine', doctor_arguments),
+    'subjects': ('worlds.subjects', 'can these photos be used? A table and a contact sheet', subjects_arguments),
+    'data':     ('worlds.archives', 'is the archive or folder of a benchmark as it must be?', data_arguments),
+    'human':    ('study.human', 'a page that asks people about the pictures of a finished study', human_arguments),
+    'human-report': ('study.human_report', 'what people answered on that page', human_report_arguments),
 }
 
 EXTENT_NAMES = ['smoke', 'quick', 'paper']
@@ -168,17 +168,15 @@ def arguments(argv) -> argparse.Namespace:
     sub = ap.add_subparsers(dest='what', required=True, metavar='COMMAND')
     _audit_arguments(sub.add_parser('audit', help='what did this file break?', description=READ))
     studies = dict(run='run a study: every step that is not done, then its report', plan='what `run` would do')
-    others = studies | {k: text for k, (_, text) in CHECKS.items()}
+    others = studies | {k: text for k, (_, text, _) in CHECKS.items()}
     for name, text in others.items(): sub.add_parser(name, help=text)
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] and argv[0] in others: return argparse.Namespace(what=argv[0], rest=argv[1:])     # they read their own options
     return ap.parse_args(argv)
 
 # %% ../nbs/05_options.ipynb #c013
-READERS = dict(zip(CHECKS, (doctor_arguments, subjects_arguments, data_arguments, human_arguments, human_report_arguments), strict=True))
-
 def heard(argv: list[str]):
     "End with a message if a command's options are wrong or ask for help: what can be said without any import is."
     a = arguments(argv)
     if a.what in ('run', 'plan'): study_arguments(a.rest, f'owf {a.what}')
-    elif a.what in READERS: READERS[a.what](a.rest)
+    elif a.what in CHECKS: CHECKS[a.what][2](a.rest)

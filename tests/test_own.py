@@ -17,14 +17,13 @@ from openworld_forget.training.adapt import adapt, trainable
 from openworld_forget.training.directions import at_base
 from openworld_forget.training.memory import groups_of, pulled_numbers
 from openworld_forget.training.methods import customize, method, own_of, recipe_of, run_key
-from openworld_forget.training.own import own_source
+from openworld_forget.training.own import _installed, _with_helpers, own_module, own_source
 from openworld_forget.training.regularize import Objective, PlainObjective
 from openworld_forget.training.sequence import customize_sequence
 from openworld_forget.worlds.tiny import tiny_subject, tiny_world
 
 FAST = dict(images=2, recipe=dict(steps=5, batch=2, lr=1e-3))
 ANCHOR = '''
-from openworld_forget.training.own import own_source
 from openworld_forget.training.regularize import Pull, origins
 def regularize(base, world, params, subject, seed, cache):
     start = {k: v.detach() for k, v in origins(base, params, subject.token).items()}
@@ -32,7 +31,6 @@ def regularize(base, world, params, subject, seed, cache):
     return [Pull('mine', .001, distance)]
 '''
 BOTH = '''
-from openworld_forget.training.own import own_source
 from openworld_forget.training.regularize import Pull, Term, generated_latents
 CAPTIONS = ['a dog', 'a red ball', 'a cup']
 def regularize(base, world, params, subject, seed, cache):
@@ -50,7 +48,7 @@ def own(tmp_path):
         (tmp_path/f'{name}.py').write_text(text)
         return str(tmp_path/f'{name}.py')
     yield write
-    for k in [k for k in sys.modules if k.startswith('own_')]: del sys.modules[k]
+    for k in [k for k in sys.modules if k.startswith('own_') or 'of_mine' in k]: del sys.modules[k]
 
 @pytest.fixture(scope='module')
 def base(): return tiny_world()
@@ -68,17 +66,17 @@ def test_a_file_that_repeats_the_anchor_makes_its_bits(base, subject, own):
     assert same(weights(built), weights(mine)) and not same(weights(free), weights(mine))
     assert [x['anchor'] for x in log] == [x['mine'] for x in my_log]
 
-def parts(base, subject, f, kind='db'):
-    m = method(f'{kind}-plain', regularizer=f, **FAST)
+def parts(base, subject, f, name='db-plain'):
+    "An adapted world, its parameters, and the terms and pulls of a regularizer."
+    m = method(name, regularizer=f, **FAST)
     w, params = adapt(base, m.adaptation, subject.token)
     trainable(w, params)
-    terms, pulls = own_of(base, w, params, subject, m)
-    return m, w, params, terms, pulls
+    return w, params, *own_of(base, w, params, subject, m)
 
 @pytest.mark.parametrize('forward', [0, 1])
 def test_same_loss_same_gradient_as_the_plain_objective(base, subject, own, forward):
     "Parts of one name are added up, of the weights or not, however many forwards there are."
-    _, w, params, terms, pulls = parts(base, subject, own(BOTH))
+    w, params, terms, pulls = parts(base, subject, own(BOTH))
     with torch.no_grad():
         for k, p in params.items(): p.add_(.05*torch.randn(p.shape, generator=generator(0, 'shake', k)))
     O = lambda kind, terms, pulls, **kw: kind(base, w, subject, terms, 2, 0, pulls=pulls, **kw)
@@ -96,7 +94,8 @@ def test_same_loss_same_gradient_as_the_plain_objective(base, subject, own, forw
         assert torch.allclose(a['hold'], alone(step)['hold'] + .5*first.sum()) and min(abs(first.sum()), alone(step)['hold']) > 1e-3
 
 def test_the_weight_multiplies_every_part(base, subject, own):
-    f, (_, w, params, *_) = own(BOTH), parts(base, subject, own(BOTH))
+    f = own(BOTH)
+    w, params, *_ = parts(base, subject, f)
     one, three = (own_of(base, w, params, subject, method('db-plain', regularizer=f, regularizer_weight=k)) for k in (1., 3.))
     assert [p.weight for p in one[0] + one[1]] == [3., .5, 1., .5] and [p.weight for p in three[0] + three[1]] == [9., 1.5, 3., 1.5]
 
@@ -108,13 +107,10 @@ def regularize(base, world, params, subject, seed, cache):
     return [Term('more', 1., z, said), Term('held', 1., held, CAPTIONS, teacher=True)]
 '''
 
-@pytest.mark.parametrize('kind', ['cd', 'ti'])
-def test_images_to_learn_have_their_captions_read_as_the_subjects_are(base, subject, own, kind):
+@pytest.mark.parametrize('name', ['cd-plain', 'ti'])
+def test_images_to_learn_have_their_captions_read_as_the_subjects_are(base, subject, own, name):
     "Where V* is trained it is the trained one; what the base answers is read by the base."
-    a = method('ti' if kind == 'ti' else 'cd-plain', regularizer=own(TEXT)).adaptation
-    w, params = adapt(base, a, subject.token)
-    trainable(w, params)
-    terms, pulls = own_of(base, w, params, subject, method('ti' if kind == 'ti' else 'cd-plain', regularizer=own(TEXT)))
+    w, params, terms, pulls = parts(base, subject, own(TEXT), name)
     row = next(p for k, p in params.items() if k.endswith('row'))
     with torch.no_grad(): row += 1.
     loss = PlainObjective(base, w, subject, terms, 2, 0, pulls=pulls)
@@ -143,11 +139,11 @@ def test_killed_anywhere_it_ends_with_the_same_weights(base, subject, own, tmp_p
 def test_keys_know_the_text_and_the_weight(base, subject, own):
     f = own(ANCHOR)
     m = method('db-plain', regularizer=f)
-    first = run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', f)
+    first = run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', *own_source(f))
     assert first[1] == trained_as(base.spec, m.but(name='other')) != trained_as(base.spec, m.but(regularizer_weight=2.))
     assert run_key(base, subject, m.but(regularizer_weight=2.)) != first[0] != run_key(base, subject, method('db-plain'))
     own(ANCHOR + '# a word more\n')
-    assert not {run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', f)} & set(first)
+    assert not {run_key(base, subject, m), trained_as(base.spec, m), made_by('front', 'openworld_forget.mini.data', *own_source(f))} & set(first)
     assert trained_as(base.spec, method('db-plain')) == trained_as(base.spec, method('db-plain', regularizer_weight=5.))      # of nothing
 
 def test_a_key_knows_the_file_not_its_spelling_and_what_it_says_it_reads(base, subject, own, tmp_path):
@@ -189,17 +185,10 @@ def test_helpers_are_part_of_the_key(own, tmp_path, monkeypatch, line):
     (tmp_path/name).write_text('WEIGHT = 9.')
     assert own_source(f) != key
 
-@pytest.fixture(autouse=True)
-def forgets():
-    yield
-    for k in [k for k in sys.modules if 'of_mine' in k]: del sys.modules[k]
-
-def test_libraries_elsewhere_are_not_read_whole(own, monkeypatch):
+def test_libraries_elsewhere_are_not_read_whole(own, tmp_path):
     "Of a user's site, Debian's, or a cluster's modules."
-    from openworld_forget.training import own as module
-    assert module._installed('/home/me/.local/lib/python3.11/site-packages/torch/__init__.py')
-    assert module._installed('/usr/lib/python3/dist-packages/numpy/__init__.py') and module._installed(json.__file__)
-    assert not module._installed('/home/me/work/words_of_mine.py') and module._with_helpers(module.own_module(own(ANCHOR)).__name__) == ['own_mine']
+    for f in (tmp_path/'site-packages/torch/__init__.py', tmp_path/'dist-packages/numpy/__init__.py', json.__file__): assert _installed(str(f))
+    assert not _installed(str(tmp_path/'words_of_mine.py')) and _with_helpers(own_module(own(ANCHOR)).__name__) == ['own_mine']
 
 def study(tmp_path, f, **more):
     text = 'name: mine\nworld: mini\nconcepts: [cat-noto]\nmethods: [db-plain, mine]\nsteps: [front]\nreports: [methods]\nbudget: smoke\nvariants:\n'
@@ -257,7 +246,7 @@ def test_directions_memory_and_sequences_count_it(base, subject, own):
 
 def test_half_precision_and_latents_that_lie_elsewhere(own, subject):
     half = tiny_world().to(dtype=torch.bfloat16)
-    _, _, _, terms, pulls = parts(half, subject, own(BOTH.replace('return [', 'z = z.double(); return [')))
+    _, _, terms, _ = parts(half, subject, own(BOTH.replace('return [', 'z = z.double(); return [')))
     assert terms[0].latents.dtype == torch.bfloat16 and terms[0].latents is terms[1].latents
     _, log = customize(half, subject, method('db-plain', regularizer=own(BOTH), **FAST))
     assert all(torch.isfinite(torch.tensor(x['hold'])) for x in log)

@@ -324,7 +324,7 @@ class Problems(ast.NodeVisitor):
                 self.say(node, f'{name} without a generator')
             if head in ('np.random', 'numpy.random') and (last not in NUMPY_OK or (last == 'default_rng' and not node.args)):
                 self.say(node, f'{name} is global or unseeded')
-            if (head == 'random' and last != 'getstate') or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'):
+            if head == 'random' or name in ('torch.manual_seed', 'torch.seed', 'torch.random.manual_seed'):
                 self.say(node, f'{name} touches the global state')
         if name == 'torch.load' and kw.get('weights_only') != 'True': self.say(node, 'torch.load without weights_only=True')
         if (head in ('pickle', 'dill', 'joblib', 'cloudpickle') and last in ('load', 'loads')) or kw.get('allow_pickle') == 'True':

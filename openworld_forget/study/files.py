@@ -163,12 +163,12 @@ def study_reports() -> list[str]:
     return [n for n, p in parameters.items() if {'study', 'home', 'key'} <= p and 'concept' not in p]
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1b2
-def made_by(name: str, data: str, regularizer: str='') -> str:
+def made_by(name: str, data: str, *own: str) -> str:
     """Content key of who makes a step: the template's cells, the source that they reach, the world's `data` module, and
-    the file of a regularizer of one's own."""
+    the key of a regularizer of one's own (`own_source`)."""
     code = template_code(name)
     modules = {m for i in imports(re.sub(r'^[%!].*', '', code, flags=re.M)) if (m := module_of(i))}
-    return content_key(code, source_key(*sorted(modules), data), *own_source(regularizer))
+    return content_key(code, source_key(*sorted(modules), data), *own)
 
 # %% ../../nbs/study/02_files.ipynb #c006chk1c
 def world_data(spec: WorldSpec) -> DataSource:
@@ -259,7 +259,7 @@ def _idle(m: Method, fields: dict, chained: bool=False) -> list[str]:
     a = a if isinstance(a, dict) else {}
     counts = ('kind', *COUNTS[m.adaptation.kind])
     out = [f'adaptation.{k}' for k in a if k not in counts and (a[k] or k != 'text_encoder')]
-    out += ['teacher'] if 'teacher' in fields and not (chained and (m.prior or m.correction or m.preference or m.regularizer)) else []
+    out += ['teacher'] if 'teacher' in fields and not (chained and m.has_teacher) else []
     out += ['regularizer_weight'] if 'regularizer_weight' in fields and not m.regularizer else []
     return out + [k for k in ('source', 'share') if k in fields and not m.correction and 'correction' not in fields]
 

@@ -20,6 +20,7 @@ from .results import Step
 from ..training.checkpoints import checkpoint_files
 from ..training.fit import Recipe
 from ..training.memory import check_memory, folder_of, gib, memory, networks
+from ..training.own import own_source
 from ..worlds.folders import data_root, files_of_subject
 from ..worlds.load import default_device, local_path, own_files
 from ..worlds.world import provider, spec_of
@@ -70,7 +71,8 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
     "The steps of a study in an order that respects what they need."
     home, steps, data, counts = (out or outputs())/study.name, [], spec_of(study.world).data, counts_of(study)
     cost = {trains: forwards(study, counts, trains) for trains in (True, False)}
-    made, content = cache(lambda name, own='': made_by(name, data, own)), cache(lambda path: content_key(path))
+    made, content = cache(lambda name, *own: made_by(name, data, *own)), cache(lambda path: content_key(path))
+    own = cache(own_source)
     of_benchmark = cache(drawn(provider(spec_of(study.world))))
     parts = parts_of(study, counts)
     def add(name, folder, needs=(), **params):
@@ -85,7 +87,7 @@ def plan(study: Study, out: Path|None=None) -> list[Step]:
         # what a step of a run reads of the base is told by its own part of the study; who made it counts besides
         below = [made('base') if n.name == 'base' and name in READS else n.key for n in needs]
         files = [content(f) for f in files_of(part, name, of_benchmark, out)]
-        s.key = made(name, m.regularizer if m else '') + content_key(name, decides, spec_of(part.world), files, params, below)
+        s.key = made(name, *own(m.regularizer if m else '')) + content_key(name, decides, spec_of(part.world), files, params, below)
         s.params['key'] = s.key
         steps.append(s)
         return s

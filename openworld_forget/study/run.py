@@ -21,6 +21,7 @@ from .records import BUDGETS, READS, Study, chain_folder, run_folder, shard_fold
 from .results import braced, check_room, finish as write_step, shared, template
 from ..training.checkpoints import load_adapted
 from ..training.methods import Method
+from ..training.own import own_source
 from ..worlds.data import Benchmark, subject_for, templates_for
 from ..worlds.generate import generate
 from ..worlds.load import load_world, local_path
@@ -85,8 +86,8 @@ class Run:
         self.concept, self.seed, self.key = concept, _seed(seed), key
         self.checkpoint = self.study.checkpoints.get(method)
         self.method = Method(name=method) if self.checkpoint else self.study.method(method) if method else None
-        own = self.method.regularizer if self.method else ''
-        if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data, own) for n in (*READS, *study_reports())}:
+        own = own_source(self.method.regularizer) if self.method else []
+        if len(key) == 32 and key[:16] not in {made_by(n, self.spec.data, *own) for n in (*READS, *study_reports())}:
             raise ForgetError(
                 'The source or the template was edited after this step was planned. Run the same command again.')
         if concept: choose(concept, self.data.subjects(), 'concept')

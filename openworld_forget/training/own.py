@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import ForgetError, content_key, root
 from ..source import reached, source_key
-from .regularize import SOURCES, STREAMS, Pull, Term
+from .regularize import SOURCES, STREAMS, Pull, Term, mixed
 from ..worlds.data import Subject
 from ..worlds.load import local_path
 from ..worlds.world import World
@@ -29,10 +29,10 @@ def own_path(file: str) -> str:
     return p.relative_to(home).as_posix() if p.is_relative_to(home) else str(p)
 
 def _states() -> tuple:
-    "Of the global generators."
-    kind, keys, *rest = np.random.mtrand._rand.get_state()
+    "Of the generators behind the global functions, which are read here and drawn from nowhere."
+    _, keys, *rest = np.random.mtrand._rand.get_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return keys.tobytes(), *rest, random.getstate(), *(x.numpy().tobytes() for x in (torch.get_rng_state(), *gpus))
+    return keys.tobytes(), *rest, random._inst.getstate(), *(x.numpy().tobytes() for x in (torch.get_rng_state(), *gpus))
 
 @contextmanager
 def _theirs(what: str, remedy: str='Correct it.'):
@@ -112,10 +112,10 @@ def _with_helpers(name: str) -> list[str]:
         names += [m for k in new for m in _modules(k)]
     return names
 
-def own_source(*files: str) -> list[str]:
-    """Content keys of regularizers of one's own: their texts, what they reach in this package, helpers that are not
-    installed, the versions of libraries that are, and the files that they name in `FILES`."""
-    return [_key(own_module(f)) for f in files if f]
+def own_source(file: str) -> list[str]:
+    """The content key of a regularizer of one's own, none of '': its text, what it reaches in this package, helpers that
+    are not installed, the versions of libraries that are, and the files that it names in `FILES`."""
+    return [_key(own_module(file))] if file else []
 
 def _key(module) -> str:
     files, folder = getattr(module, 'FILES', ()), Path(module.__file__).parent
@@ -169,11 +169,10 @@ def _check(parts, base: World, subject: Subject, file: str):
 # %% ../../nbs/training/02c_own.ipynb #c013
 def _guarded(p: Pull, file: str, base: World, params: dict) -> Pull:
     "The same pull, asked as the rest of the objective is, and refused where it is no number or draws at random."
-    half, anchor = base.dtype in (torch.float16, torch.bfloat16), next(iter(params.values()))
+    anchor = next(iter(params.values()))
     def distance(step: int) -> torch.Tensor:
         what = f'The regularizer {file}, part {p.name!r} at step {step}'
-        with _theirs(what), torch.autocast(base.device.type, dtype=base.dtype, enabled=half):
-            x = p.distance(step)
+        with _theirs(what), mixed(base): x = p.distance(step)
         if not torch.is_tensor(x): x = torch.as_tensor(x, device=anchor.device) if _number(x) else x
         if not torch.is_tensor(x) or x.numel() != 1:
             found = f'a tensor {tuple(x.shape)}' if torch.is_tensor(x) else f'a {type(x).__name__}'
